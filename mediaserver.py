@@ -123,7 +123,7 @@ from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlenco
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-    from typing import TextIO
+    from typing import IO, TextIO
 
     from PIL import Image
 
@@ -6379,7 +6379,7 @@ def sync_folder(folder: int) -> None:
             raise
 
 
-def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]:
     """The bytes of a file of about this size, in blocks that are good until the next one."""
     buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
     while count := file.readinto(buffer):
@@ -6420,7 +6420,7 @@ def is_remote(device: int) -> bool:
 
 
 def safe_name(name: str) -> str:
-    """A file name as the client gave it, less what file systems or people trip over.
+    """Return a file name as it was given, less what file systems or people trip over.
 
     >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
     >>> [safe_name(name) for name in names]
@@ -9838,6 +9838,18 @@ def _decode_base64(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise HTTPError(400, f"{where} has a value that is not base64.") from None
+
+
+def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
+    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
+
+    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
+    'de'
+    """
+    accepted = headers.get("accept-language", "").lower()
+    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted)
+    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in known}
+    return max(liked, key=lambda tag: liked[tag], default="en")
 
 
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
@@ -13703,7 +13715,7 @@ def private_names(name: str) -> Iterator[str]:
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    stem, extension = posixpath.splitext(safe_name(filename) or "file")
+    stem, extension = posixpath.splitext(safe_name(filename))
     extension = extension or f".{facts.extension}"
     check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
@@ -14178,7 +14190,7 @@ def list_records(app: App, request: Request) -> Response:
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
     """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    names = numbered_names(f"{user_id}/{day}/{safe_name(upload.filename)}")
     return store_upload(app, upload, app.users, names)
 
 
@@ -14187,17 +14199,12 @@ def upload_facts(request: Request) -> Facts | None:
     return request.upload.facts if request.upload else None
 
 
-def upload_name(upload: Incoming) -> str:
-    """Return the name under which a file that came is to be stored."""
-    return safe_name(upload.filename) or "file"
-
-
 def media_changes(request: Request) -> dict[str, Any]:
     """The columns of a record that a request sets."""
     columns = {"storage_path": "note", "collection": "collection_id"}
     changes = {columns.get(name, name): value for name, value in request.fields.items()}
     if request.upload and request.head.method != "PATCH":
-        changes.setdefault("name", upload_name(request.upload))
+        changes.setdefault("name", safe_name(request.upload.filename))
     if changes.get("collection_id"):
         changes["collection_id"] = changes["collection_id"].lower()
     return changes
@@ -14817,8 +14824,21 @@ NEW_SHARE = BodySpec(ANY_BODY, (
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
 SHARE_PASSWORD = BodySpec(ANY_BODY, (password_field("password"),))
+SHARE_TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "lang": "en", "pictures": "Pictures", "password": "Password", "open": "Open", "add": "Add",
+        "file": "Picture or video", "left": "{} files of other types are left out.",
+        "wrong": "That is not the link's password.",
+    },
+    "de": {
+        "lang": "de", "pictures": "Bilder", "password": "Passwort", "open": "Öffnen",
+        "add": "Hinzufügen", "file": "Bild oder Video",
+        "left": "{} Dateien anderer Art werden nicht gezeigt.",
+        "wrong": "Das ist nicht das Passwort.",
+    },
+}  # fmt: skip
 SHARE_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="{lang}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="robots" content="noindex"><title>{title}</title><link rel="icon" href="data:,">
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
@@ -14840,12 +14860,12 @@ SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self';"
     " frame-ancestors 'none'"
 )
-PASSWORD_FORM = """<form method="post"><label>Password
-<input type="password" name="password" required autofocus></label> <button>Open</button></form>
+PASSWORD_FORM = """<p role="alert">{said}</p><form method="post"><label>{password}
+<input type="password" name="password" required autofocus></label> <button>{open}</button></form>
 """
-ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
-<button>Add</button></form>
+ADD_FORM = """<form method="post" action="{url}" enctype="multipart/form-data">
+<input type="file" name="file" accept="image/*,video/*" aria-label="{file}" required>
+<button>{add}</button></form>
 """
 
 
@@ -14977,17 +14997,20 @@ def need_share_password(app: App, request: Request, share: Share) -> None:
         raise unauthorized(detail)
 
 
-def share_page(share: Share, content: str, status: int = 200) -> Response:
+def share_page(
+    share: Share, texts: Mapping[str, str], content: str, status: int = 200
+) -> Response:
     """Return an answer with a page of a share, which no other site may show or learn of."""
     headers = [
         ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Language"),
     ]
-    title = html.escape(share.title or "Pictures")
-    return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
+    title = html.escape(share.title or texts["pictures"])
+    page = SHARE_PAGE.format(**texts, title=title, content=content)
+    return Response(status, headers, page.encode())
 
 
 @route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
@@ -14995,16 +15018,18 @@ def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
+    texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if for_browser and not has_password(app, request, share):
-        return share_page(share, PASSWORD_FORM, 401)
+        return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
     need_share_password(app, request, share)
     found = shared_files(app, share, limit=MAX_SHARED)
     files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
     left = len(found) - len(files)
     if for_browser:
-        form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        note = f"<p>{left} files of other types are left out.</p>" if left else ""
-        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
+        url = request.reference(f"/s/{share.id}/upload")
+        form = ADD_FORM.format(**texts, url=url) if share.takes else ""
+        note = f"<p>{texts['left'].format(left)}</p>" if left else ""
+        return share_page(share, texts, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -15024,17 +15049,24 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
+def shared_id(app: App, share: Share, file: File) -> str:
+    """Return what names a file in a link: its SHA-256, which is told of what is sent whole."""
+    if not share.strips:
+        return file.sha256
+    return _hmac_sha256(app.share_key, f"{share.id} {file.sha256}".encode()).hex()
+
+
 def shared_json(
     app: App, request: Request, share: Share, file: File, asset: Asset
 ) -> dict[str, Any]:
     """Return a shared file as those with the link see it."""
-    url = request.url(f"/s/{share.id}/{file.sha256}")
+    url = request.url(f"/s/{share.id}/{shared_id(app, share, file)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
     return {
         "name": printable(posixpath.basename(file.path)),
         "type": asset.mime_type,
-        "size": file.size,  # at most, where something is left out of it
+        "size": None if share.strips else file.size,
         "url": url,
         "thumbnail": f"{url}?thumbnail=true" if has_thumbnail else None,
     }
@@ -15054,8 +15086,12 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
+    texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
-        raise unauthorized("That is not the link's password.")
+        if prefers(request.headers, "text/html", JSON_TYPE):
+            form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
+            return share_page(share, texts, form, 401)
+        raise unauthorized(SHARE_TEXTS["en"]["wrong"])
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
     path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
     cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
@@ -15107,7 +15143,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     """Put a guest's file into a folder of the library."""
     app = request.app
     assert incoming.facts is not None
-    name = upload_name(incoming)
+    name = safe_name(incoming.filename)
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
@@ -15124,7 +15160,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
             sent.fields = {"collection": share.target}
             create_record(app, sent)
         else:
-            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            sent.fields = {"label": safe_name(incoming.filename), "parent_id": int(share.target)}
             create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
@@ -15137,10 +15173,12 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
        {200: "file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """A file of a link, by its SHA-256."""
-    share = find_share(request, token)
+    """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
+    share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
-    found = shared_files(app, share, sha256=check_sha256(n))
+    which = {"limit": MAX_SHARED} if share.strips else {"sha256": id}
+    listed = shared_files(app, share, **which)
+    found = [each for each in listed if shared_id(app, share, each[0]) == id]
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15175,7 +15213,7 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
         with undoing(source.close):
             patches, end = find_patches(source, file.size, facts)
             check_unchanged(file, source)
-    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
 
@@ -15817,7 +15855,7 @@ OBJECTS: Mapping[str, str] = {
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
-    "SharedFile": "name type size:integer url:url thumbnail:url?",
+    "SharedFile": "name type size:integer? url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
     "Tokens": "access refresh",
@@ -16690,9 +16728,10 @@ def tagged_json(text: str) -> Response:
 # size is known before, from those in the index.
 
 ZIP_QUERY = (*GALLERY_QUERY, Field(
-    "only", default="", help="of contents: the first 12 digits of their SHA-256, with commas"
+    "only", help="of contents: the first 12 digits of their SHA-256, with commas"
 ))  # fmt: skip
 MAX_ZIPPED = 20_000  # files
+MISSING = "missing.txt"  # no media file has such a name
 LARGE_FILE = 2_000_000_000  # bytes; the fields for the size of a larger one have eight bytes
 MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
 
@@ -16701,8 +16740,9 @@ class Zipped(NamedTuple):
     """A file of a zip file, where its name is unique."""
 
     name: str
-    file: File
+    size: int
     taken: int  # wall clock, in seconds
+    open: Callable[[], io.FileIO | io.BytesIO]  # OSError if it is not what it was any more
 
     def info(self) -> zipfile.ZipInfo:
         """Return the entry's name and time, the nearest that a zip file can tell."""
@@ -16712,41 +16752,40 @@ class Zipped(NamedTuple):
     @property
     def is_large(self) -> bool:
         """Return whether its size needs a field of eight bytes (APPNOTE.TXT 4.3.14)."""
-        return self.file.size > LARGE_FILE
+        return self.size > LARGE_FILE
+
+    def begin(self, archive: zipfile.ZipFile) -> IO[bytes]:
+        """Return what takes the file's bytes into an archive."""
+        return archive.open(self.info(), "w", force_zip64=self.is_large)
 
 
 class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
 
-    def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
+    def __init__(self, files: Sequence[Zipped]) -> None:
         self._held: list[bytes] = []  # what is written and not read
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:  # for the directory's size they need not be read
                 info = each.info()
                 info.header_offset, info.CRC = self._place, 0
-                info.file_size = info.compress_size = each.file.size
+                info.file_size = info.compress_size = each.size
                 archive.infolist().append(info)
                 # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
                 around = 30 + 20 + 24 if each.is_large else 30 + 16
-                self._place += around + len(each.name.encode()) + each.file.size
+                self._place += around + len(each.name.encode()) + each.size
             archive.start_dir = self._place
         self.size, self._place = self._place, 0
         self._held.clear()
-        self._pieces = self._pack(folders, files)
+        self._pieces = self._pack(files)
 
-    def _pack(
-        self, folders: Mapping[str, Folder], files: Sequence[Zipped]
-    ) -> Generator[bytes, None, None]:
+    def _pack(self, files: Sequence[Zipped]) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                with folders[each.file.root].open(each.file.path) as source:
-                    if not each.file.matches(os.fstat(source.fileno())):
-                        return
-                    with archive.open(each.info(), "w", force_zip64=each.is_large) as target:
-                        for block in read_blocks(source, each.file.size):
-                            target.write(block)
-                            yield self._take()
+                with each.open() as source, each.begin(archive) as target:
+                    for block in read_blocks(source, each.size):
+                        target.write(block)
+                        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
@@ -16783,8 +16822,7 @@ class ZipReader:
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
     """The files of what the gallery shows, or of some of it, in one zip file."""
-    files = existing([*choose_files(app, request)], "There is nothing to download.")
-    reader = ZipReader(app.folders, files)
+    reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
     headers = [
         ("Content-Type", "application/zip"),
         ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
@@ -16793,34 +16831,79 @@ def download_items(app: App, request: Request) -> Response:
     return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
 
 
-def choose_files(app: App, request: Request) -> Iterator[Zipped]:
-    """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
-    query, taken, free = dict(request.query), set[str](), dict[str, Iterator[str]]()
-    group, album = query.pop("group", None), query.pop("album", None)
-    only = {*filter(None, query.pop("only").lower().split(","))}
+def choose_files(app: App, request: Request) -> list[Zipped]:
+    """Return what is to be downloaded of what the principal may read; 400 if it is too much.
+
+    A text names what is not as the index knows it.
+    """
+    query, taken = dict(request.query), dict[str, Iterator[str]]()
+    group, album, only = (query.pop(name, None) for name in ("group", "album", "only"))
+    wanted = None if only is None else only.lower().split(",")
+    files, missing = list[Zipped](), list[str]()
     items = open_album(app, request, album)[0] if album else open_library(app, query)
     for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
-        if group not in {None, key} or (only and item.sha256[:12] not in only):
+        if group not in {None, key} or (wanted is not None and item.sha256[:12] not in wanted):
             continue
-        if len(taken) == MAX_ZIPPED:
+        if len(files) == MAX_ZIPPED:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
         found = find_readable(app, request, item.sha256, trashed=True)
-        if found:
-            name = name_in_zip(item, found[1])
-            names = free.setdefault(name, numbered_names(name))
-            name = next(name for name in names if name not in taken)
-            taken.add(name)
-            yield Zipped(name, found[0], int(item.taken[8:]) if item.taken else 0)
+        if not found:
+            missing.append(name_in_zip(item, None))
+            continue
+        file, asset = found
+        name, taken_at = name_in_zip(item, asset.facts), int(item.taken[8:]) if item.taken else 0
+        opened = functools.partial(open_unchanged, app, file)
+        files.append(Zipped(take_name(name, taken), file.size, taken_at, opened))
+    if files and missing:
+        missing.insert(0, "These files have changed, or gone, since the server looked for them:")
+        text = "\n".join(missing).encode()
+        files.append(Zipped(MISSING, len(text), int(time.time()), lambda: io.BytesIO(text)))
+    return files
 
 
-def name_in_zip(item: Shown, asset: Asset) -> str:
-    """Return the path of a library's file, else the name, which may be anything, made safe."""
-    name = item.path.decode("utf-8", "replace")
+def open_unchanged(app: App, file: File) -> io.FileIO:
+    """Open a file that is as the index knows it; OSError."""
+    source = app.folders[file.root].open(file.path)
+    if file.matches(os.fstat(source.fileno())):
+        return source
+    source.close()
+    raise ConnectionAbortedError("a file changed before it was sent")
+
+
+BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they turn a name's end around
+DRIVE = re.compile("^([A-Za-z]):")
+
+
+def portable_name(name: str) -> str:
+    """Return a safe name that every system unpacks as it is (APPNOTE.TXT, section 4.4.17.1).
+
+    >>> portable_name("C:a. "), portable_name("..")
+    ('C_a', 'file')
+    """
+    name = safe_name(DRIVE.sub(r"\1_", BIDI_CONTROLS.sub("", name)))
+    return name.rstrip(". ") or "file"
+
+
+def name_in_zip(item: Shown, facts: Facts | None) -> str:
+    """Return an item's path, or else its name with an extension, as every system takes it."""
+    path = item.path.decode("utf-8", "replace")
     if item.id is None:
-        return name
-    name = safe_name(name)
-    extension = f".{asset.facts.extension}" if asset.facts else ""
-    return name if is_media_name(name.encode()) else name + extension
+        return "/".join(map(portable_name, path.split("/")))
+    name = portable_name(path)
+    return f"{name}.{facts.extension}" if facts and not is_media_name(name.encode()) else name
+
+
+def take_name(name: str, taken: dict[str, Iterator[str]]) -> str:
+    """Take a name that no system takes for one that is taken, with a number if need be."""
+
+    def fold(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    free = name
+    while fold(free) in taken:
+        free = next(taken[fold(name)])
+    taken[fold(free)] = itertools.islice(numbered_names(free), 1, None)
+    return free
 
 
 # -- The gallery: its page -----------------------------------------------------------------
@@ -16853,7 +16936,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
           "folder appear after its next scan.", "none": "Nothing matches",
         "noneHow": "Try other words, or look at everything.", "showAll": "Show everything",
         "locked": "These pictures are private", "lockedHow": "Sign in to see them.",
-        "offline": "The server cannot be reached. Trying again…",
+        "offline": "The server cannot be reached.",
         "degraded": "The picture folder, or a disk of it, is not there at the moment.",
         "scanning": "Looking through the folder: # files so far.",
         "gone": "This is not here any more.", "copied": "The link is copied.", "link": "The link:",
@@ -16869,12 +16952,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tooLarge": "Larger than the # that this server takes.",
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
-        "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
+        "noRoom": "The server's disk is full.",
         "progress": "# done", "byFile": "by the file's date", "share": "Share",
         "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
         "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
-        "zipLarge": "Select # at most, or download an album or a folder.",
     },
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
@@ -16904,7 +16986,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "noneHow": "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
         "showAll": "Alles zeigen", "locked": "Diese Bilder sind privat",
         "lockedHow": "Melden Sie sich an, um sie zu sehen.",
-        "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
+        "offline": "Der Server ist nicht erreichbar.",
         "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
         "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
         "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.", "link": "Der Link:",
@@ -16921,13 +17003,12 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
-        "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
+        "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig", "byFile": "Datum der Datei", "share": "Teilen",
         "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
         "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
         "endLink": "Diesen Link beenden",
-        "zipLarge": "Wählen Sie höchstens # aus, oder laden Sie ein Album oder einen Ordner.",
     },
 }  # fmt: skip
 
@@ -16937,6 +17018,16 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
 <path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
 </svg>
 """
+ICON_PNG = base64.b64decode("""
+iVBORw0KGgoAAAANSUhEUgAAAMAAAADAAgMAAAAvsoSUAAAADFBMVEX/46PT9e5v0MILa2KzJTG9AAAB6UlEQVR42u2YQW4
+DIQxFHWaWkXqVHCFH6VE4So/QG5QjZNklB+iCSl0glYEuMp0EMAYnVVVVnkWYzQv+38bA7BLwHgUCCCCAAAIIIIAAAvwmsO
+x2PGAGmDnAOwAsRwZw2n62Z0edKpcZAGAKTJeW8ZA+zsNxGDhlw42JI0WvSctU/2hpLJhNsoD+EfDGBV5uDWkqxhaQwPBmC
+ODWtxXcd0MKvBnc9nbIhiZg4HvZ7rPIhhM3dUJKl/+cTKUZAcKVjEOuCQfclU0PVUQ9DaHyeEZMgs0mmNJgLZnxxCWohZJA
+4C4g18EaGtI4YJghpR7XSpwbBUIxPnL7ku8Bz7mWyO18PnaAVNhrQdNAqGyyoyGdUV2pVqT9kdFb02pqJIFk6qLSHFttL6R
+QyNEA8Do6Q0A1FwBWo5ECTG6TR1QTos2q2baBkQ+dqt1i3BqMbwO55hAx1YSG5LFcK06L6ZXGE1YgijDJYI1AtftwQnOt2o
+Vx4fWYBtcVbUaWheprzlW3Q0p4havxzaoCXHuz0yhg2iZZ7jHUY0BhUjL3HHQjBgRqg9cI4KjCsAhgxvbrwcO6r4FEnh1iD
+QT6UKPvvz84evXYCuiY5LkhxRIoXPmsCF0A3dVj6ZDcbTd2uYsKIIAAAggggAAC/EXgCxOrmhjFPi/5AAAAAElFTkSuQmCC
+""")  # ICON, 192 pixels wide, for phones that take no SVG
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -16966,6 +17057,7 @@ GALLERY_MARKUP = """<!doctype html>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
+<p id="state" role="status" hidden></p>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
   <div id="cards" hidden></div>
@@ -17004,7 +17096,10 @@ select { max-width: 8.4rem; cursor: pointer }
 #filters { display: flex; gap: .35rem }
 #home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
 #home img { width: 2rem; border-radius: .6rem }
-#name { overflow: hidden; text-overflow: ellipsis }
+#name, #cards b, #grid h2, .words span, #uploads li > b, #login .list a, .over.top h2 {
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
+small { color: var(--soft); font-weight: 400 }
 button, .button {
   display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
   min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
@@ -17027,10 +17122,9 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #places button { min-height: 0; padding: .3rem .8rem; font-size: .9rem; color: var(--soft) }
 #places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
-#places small { color: var(--soft) }
-#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
-#notice { background: var(--tile); color: var(--ink) }
-#notice.bad { background: var(--bad); color: var(--on-bad) }
+.notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+.notice { background: var(--tile) }
+.notice.bad { background: var(--bad); color: var(--on-bad) }
 
 #stage { padding: 0 1rem; min-height: 70vh }
 #cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
@@ -17046,29 +17140,28 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 }
 #cards svg { padding: 33%; stroke-width: 1.4 }
 #cards :hover > img, #cards :hover > svg { filter: brightness(1.06) saturate(1.15) }
-#cards b { font-weight: 600; margin-top: .45rem; overflow: hidden; text-overflow: ellipsis }
-#cards b { white-space: nowrap }
-#cards small { color: var(--soft) }
+#cards b { font-weight: 600; margin-top: .45rem }
 #grid { position: relative; overflow: clip }
 #grid h2 {
   position: absolute; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
-  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
-  text-overflow: ellipsis;
+  font-weight: 650; letter-spacing: -.01em;
 }
-#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
-#grid h2 small { margin-inline-start: .5rem }
+#grid h2 small { font-size: .85rem; margin-inline-start: .5rem }
 .tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
-.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
-.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile > a { position: absolute; inset: 0; outline-offset: -3px }
+.tile img {
+  width: 100%; height: 100%; object-fit: cover; opacity: 0;
+  transition: opacity .2s, transform .15s;
+}
 .tile img.ready { opacity: 1 }
-.tile img { transition: opacity .2s, transform .15s }
-.tile .words {
+.words {
   position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+  color: var(--soft);
 }
 .words b { font-size: .95rem; color: var(--ink) }
 .words b::before { content: attr(data-name) }
-.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.words span { max-width: 100% }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
   padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
@@ -17120,10 +17213,11 @@ footer a { color: var(--soft) }
 #uploads header { display: flex; align-items: center; gap: .2rem }
 #uploads h2 { flex: 1; margin: 0; font-size: 1rem }
 #uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
-#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
-#uploads li { font-size: .88rem; align-items: center }
-#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
-#uploads li > b { white-space: nowrap }
+#uploads li {
+  display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0;
+  font-size: .88rem; align-items: center;
+}
+#uploads li > b { font-weight: 500 }
 #uploads li > span { color: var(--soft); grid-column: 1 / -1 }
 #uploads li.failed > span { color: var(--bad) }
 #uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
@@ -17147,28 +17241,24 @@ dialog { border: 0; color: inherit }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
 #login .list > button { justify-content: start; border-radius: .7rem }
 #login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
-#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
-#login small { color: var(--soft) }
+#login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
-#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
-#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer { position: fixed; inset: 0; width: 100%; height: 100dvh; max-width: none; padding: 0 }
+#viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
+#viewer { --ink: #f2f0ec; --soft: #a5a19a; --accent: #6fd0c2; --tile: #fff2 }
 #viewer[open] { display: flex }
-#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
 #view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
 #view { outline: 0 }
 #view > :not(.over) { position: absolute; inset: 0; margin: auto }
 #view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
 #view > img { user-select: none; -webkit-user-drag: none }
 #view > audio { width: min(30rem, 90%) }
-#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
-#view > .words { justify-content: center; color: #bbb }
-#view .words b { color: #fff; font-size: 1.4rem }
+#view > .words b { font-size: 1.4rem }
 #view.large { cursor: grab }
 .over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
 .over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
 .over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
-.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .over.side { top: 50%; translate: 0 -50% }
 .over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
 .over.left { left: .6rem }
@@ -17176,12 +17266,10 @@ dialog { border: 0; color: inherit }
 .idle .over { opacity: 0; transition: opacity .4s }
 #facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
 #facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
-#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dt { color: var(--soft); font-size: .8rem; margin-top: .8rem }
 #facts dd { margin: 0; overflow-wrap: anywhere }
-#facts a { color: #6fd0c2 }
 #facts p button { display: grid; justify-content: start; justify-items: start; gap: 0 }
 #facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
-#facts small { color: #a5a19a; font-weight: 400 }
 
 @media (max-width: 70rem) {
   #bar { flex-wrap: wrap; gap: .4rem }
@@ -17192,7 +17280,7 @@ dialog { border: 0; color: inherit }
 }
 @media (max-width: 46rem) {
   #bar { padding: .5rem .75rem }
-  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+  h1 { flex: 1 0 calc(100% - 13rem) }
   select { max-width: 7rem; padding: .45rem .6rem; flex: none }
   #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
@@ -17267,46 +17355,51 @@ function icon(name) {
   return picture;
 }
 
-function button(name, label, run, properties = {}) {
-  const shown = properties.text ? h("span", {}, t(label)) : null;
-  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
-  if (!shown) made.setAttribute("aria-label", t(label));
-  return made;
+function button(name, label, run, isNamed = false) {
+  const [title, type] = [t(label), "button"];
+  return h("button", {type, title, "aria-label": title, onclick: run}, icon(name),
+    isNamed ? h("span", {}, title) : "");
 }
 
 const $ = (id) => document.getElementById(id);
-for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
+const instead = (run) => (event) => { event.preventDefault(); return run(event); };
 for (const each of document.querySelectorAll("[data-t]")) {
-  if (each.dataset.icon) each.append(h("span", {}, t(each.dataset.t)));
-  else each.textContent = t(each.dataset.t);
-  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+  each.title = t(each.dataset.t);
+  each.replaceChildren(each.dataset.icon ? icon(each.dataset.icon) : "",
+    h("span", {}, each.title));
 }
 for (const each of document.querySelectorAll("[data-label]")) {
-  each.setAttribute("aria-label", t(each.dataset.label));
-  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
-  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+  each.placeholder = t(each.dataset.label);
+  each.setAttribute("aria-label", each.placeholder);
+  if (each.dataset.icon) each.append(icon(each.dataset.icon));
 }
 
 let shown = null;  // {group, place} of what the viewer shows
-let noticeTimer = 0, said = "", state = ["", false];
+let noticeTimer = 0;
 
-function showNotice(text, bad) {
+// Say what lasts until it is over, in #state, or has just been, in #notice.
+function say(id, text, isBad = false) {
+  const className = isBad ? "notice bad" : "notice";
+  Object.assign($(id), {hidden: !text, textContent: text, className});
+}
+
+function notify(text, isBad) {
+  const inDialog = document.querySelector("#login[open] .error");
+  if (inDialog) { inDialog.textContent = text; return; }
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
-}
-
-function notify(text, seconds = 0, bad = false) {
-  said = text;
+  say("notice", text, isBad);
   clearTimeout(noticeTimer);
-  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
-  showNotice(...(text ? [text, bad] : state));
+  noticeTimer = setTimeout(say, isBad ? 8000 : 5000, "notice", "");
 }
 
-// What lasts until it is over: it waits for what is said for a moment.
-function notifyState(text, bad = false) {
-  state = [text, bad];
-  if (!said) showNotice(...state);
-}
+// What was refused is told wherever nothing else is made of it.
+class Refusal extends Error {}
+
+window.addEventListener("unhandledrejection", (event) => {
+  if (!(event.reason instanceof Refusal)) return;
+  event.preventDefault();
+  notify(event.reason.message, true);
+});
 
 // -- Who is signed in --------------------------------------------------------------------
 // An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
@@ -17320,9 +17413,8 @@ function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver")))
   session = value;
   for (const each of stores) each.removeItem("mediaserver");
   if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
-  const label = t(value.access ? "signOut" : "signIn");
-  $("account").setAttribute("aria-label", label);
-  $("account").title = label;
+  $("account").title = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", $("account").title);
   $("account").setAttribute("aria-pressed", Boolean(value.access));
 }
 
@@ -17343,8 +17435,7 @@ const json = (method, value) => ({
 let refreshing = null;
 
 async function refresh() {
-  const spent = json("POST", {refresh: session.refresh});
-  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  const answer = await reach("/api/auth/token/refresh/", json("POST", {refresh: session.refresh}));
   if (answer.ok) {
     keepSession(await answer.json());
     await startSession();
@@ -17361,22 +17452,16 @@ async function bearer() {
   return session.access ? {Authorization: `Bearer ${session.access}`} : {};
 }
 
-const startSession = () => fetch(`${ROOT}/session`,
-  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}}).catch(() => {});
+const startSession = (access = session.access) =>
+  reach("/session", {method: "POST", headers: {Authorization: `Bearer ${access}`}});
 
 setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
-async function call(path, options = {}) {
-  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
-}
+const reach = (path, options) =>
+  fetch(ROOT + path, options).catch(() => { throw new Refusal(t("offline")); });
 
-// Call, and tell what is wrong; the answer if nothing is.
-async function ask(path, options) {
-  const answer = await call(path, options);
-  if (answer.ok) return answer;
-  notify(await problem(answer), 8, true);
-  return null;
-}
+const call = async (path, options = {}) =>
+  reach(path, {...options, headers: {...options.headers, ...await bearer()}});
 
 // What is wrong by an answer's status and body, in one sentence; `known` are texts by status.
 function sentence(status, body, known) {
@@ -17388,35 +17473,44 @@ function sentence(status, body, known) {
   }
 }
 
-const problem = async (answer) => sentence(answer.status, await answer.text());
+async function check(answer) {
+  if (!answer.ok) throw new Refusal(sentence(answer.status, await answer.text()));
+  return answer;
+}
+
+// Call, and return what is answered; else a Refusal.
+const ask = async (path, options) => check(await call(path, options));
+const read = async (path, options) => (await ask(path, options)).json();
 
 async function signOut() {
   if (session.refresh) {
     await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
   }
   keepSession({});
-  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  await reach("/session", {method: "DELETE"});
   start();
 }
 
-// Ask something in the dialog; `send` returns what is wrong.
+// Ask something in the dialog, until `send` does not refuse it.
 function showForm(title, fields, send) {
   const error = h("p", {className: "error", role: "alert"});
   const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
     h("div", {className: "row"},
       h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
       h("button", {className: "main"}, t(title))));
-  form.onsubmit = async (event) => {
-    event.preventDefault();
-    error.textContent = await send(form.elements);
-    if (!error.textContent && form.isConnected) $("login").close();
-  };
+  form.onsubmit = instead(async () => {
+    error.textContent = "";
+    await send(form.elements);
+    if (form.isConnected) $("login").close();
+  });
   $("login").replaceChildren(form);
   if (!$("login").open) $("login").showModal();
 }
 
 const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
-const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+const tick = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+
+$("account").onclick = () => session.access ? signOut() : signIn();
 
 function signIn(then = start) {
   const word = {type: "password", autocomplete: "current-password"};
@@ -17424,32 +17518,24 @@ function signIn(then = start) {
     field("name", {autocomplete: "username", autocapitalize: "none", spellcheck: false}),
     field("password", word),
     h("details", {}, h("summary", {}, t("useKey")), field("key", {...word, autocomplete: "off"})),
-    check("stay"),
+    tick("stay"),
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
-    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    if (!said) then();
-    return said;
+    await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    then();
   });
 }
 
-// Sign in; return what is wrong.
 async function enter(name, password, key, stay) {
   let made = {access: key};
   if (!key) {
     const who = name.includes("@") ? {email: name} : {username: name};
-    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
-    if (!answer.ok) return problem(answer);
-    made = await answer.json();
+    const answer = await reach("/api/auth/login/", json("POST", {...who, password}));
+    made = await (await check(answer)).json();
   }
-  const headers = {Authorization: `Bearer ${made.access}`};
-  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
-  if (!answer.ok) return problem(answer);
+  await check(await startSession(made.access));
   keepSession(made, stay);
-  return "";
 }
-
-$("account").onclick = () => session.access ? signOut() : signIn();
 
 // -- What is shown: the page's address ---------------------------------------------------
 // These choose; group and item open one in the viewer.
@@ -17524,10 +17610,10 @@ const album = () => query.get("album") || "";
 const isCollection = () => album().includes("-");
 const isTree = () => /^(entities|\d+)$/.test(album());
 
-function itemsPath(group = "", form = "items") {
+function itemsPath(group = null, form = "items") {
   const asked = new URLSearchParams(query);
   asked.delete("month");  // of the groups that have come
-  if (group) asked.set("group", group);
+  if (group !== null) asked.set("group", group);
   return `/gallery/${form}${asked.size ? `?${asked}` : ""}`;
 }
 
@@ -17537,37 +17623,30 @@ let starts = 0;
 async function start(again = false) {
   const turn = ++starts;
   const {group, item} = readAddress();
-  let answer;
-  try {
-    answer = await call(itemsPath());
-  } catch {
-    notifyState(t("offline"), true);
-    setTimeout(() => start(true), 5000);
-    return;
-  }
+  const answer = await call(itemsPath()).catch(() => null);
   if (turn !== starts) return;
-  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+  const status = answer ? answer.status : 0;
+  if (status === 401 && session.access) {  // it has expired, or was never good
     keepSession({});
     start(again);
     return;
   }
-  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
-  if (!answer.ok) {
-    notifyState(await problem(answer), true);
+  if (status === 401 || status === 403) { showLocked(); return; }
+  if (status !== 200) {
+    say("state", answer ? sentence(status, await answer.text()) : t("offline"), true);
     setTimeout(() => turn === starts && start(again), 5000);
     return;
   }
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
   if (turn !== starts) return;
-  setTimeout(() => document.hidden || turn !== starts || start(true),
-    value.scanning === null ? 30000 : 3000);
-  if (value.degraded) notifyState(t("degraded"), true);
-  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  const isScanning = value.scanning !== null;
+  const state = isScanning ? t("scanning", NUMBER.format(value.scanning)) : "";
+  say("state", value.degraded ? t("degraded") : state, value.degraded);
+  setTimeout(() => document.hidden || turn !== starts || start(true), isScanning ? 3000 : 30000);
   if (tag !== listTag || !again) takeList(value, again);
   listTag = tag;
-  if (item) openLinked(group, item);
-  else closeViewer();
+  openLinked(group, item);
 }
 
 function takeList(value, again) {
@@ -17597,9 +17676,8 @@ function titleOf(key) {
 // Load a group's items, once; the old ones are shown meanwhile.
 async function load(group) {
   if (!group.fresh) {
-    group.asked ||= call(itemsPath(group.key)).then(async (answer) => {
-      if (!answer.ok) throw new TypeError(answer.status);
-      group.items = (await answer.json()).items;
+    group.asked ||= read(itemsPath(group.key)).then(({items}) => {
+      group.items = items;
       group.count = group.items.length;
       group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
@@ -17810,8 +17888,8 @@ function wordsFor(item) {
 
 // Arrow keys go from tile to tile.
 async function moveFocus(group, place, event) {
-  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
-    ArrowDown: rowLength(group, place)}[event.key];
+  const row = rowOf(group, place)?.[1] || 1;
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
   if (!step) return;
   event.preventDefault();
   const there = await neighbour(group, place, step);
@@ -17821,12 +17899,11 @@ async function moveFocus(group, place, event) {
   tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
 }
 
-const rowLength = (group, place) =>
-  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+const rowOf = (group, place) => group.rows.find(([first, count]) => place < first + count);
 
 // Scroll so that an item is in view.
 function reveal(group, place) {
-  const row = group.rows.find(([first, count]) => place < first + count);
+  const row = rowOf(group, place);
   if (!row) return;
   const top = $("grid").offsetTop + group.top + row[2];
   const bar = $("bar").offsetHeight + 8;
@@ -17921,7 +17998,7 @@ function foldersIn(here) {
 // What can be done with a folder, a month or an album as a whole.
 function actsHere() {
   const made = [];
-  const act = (...about) => made.push(button(...about, {text: true}));
+  const act = (...about) => made.push(button(...about, true));
   if (groups.length) {
     act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
   }
@@ -17968,37 +18045,29 @@ function drawCards() {
 
 const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
 
-// Ask for a name in the dialog, below `more`; what is wrong with `send`'s answer is said there.
-function askName(title, label, value, more, send) {
-  const name = h("input", {name: "name", value, required: true, maxLength: 255});
-  showForm(title, [more, h("label", {}, t(label), name)], async () => {
-    const answer = await send({name: name.value});
-    return answer.ok ? "" : problem(answer);
-  });
-}
-
 const collectionPath = (key) => `/api/media/collections/${key}/`;
 
-async function makeAlbum(value, then) {
-  const answer = await call("/api/media/collections/", json("POST", value));
-  if (answer.ok) then((await answer.clone().json()).id, value.name);
-  return answer;
+// Ask for an album's name in the dialog, below `more`.
+function askName(title, label, value, send, more = "") {
+  showForm(title, [more, field(label, {value, required: true, maxLength: 255})],
+    (elements) => send(elements[label].value));
 }
 
-const newAlbum = () => askName("newAlbum", "albumName", "", [], (value) =>
-  makeAlbum(value, (key) => choose({...NOTHING, album: key})));
+const makeAlbum = async (name) =>
+  (await read("/api/media/collections/", json("POST", {name}))).id;
 
-function renameAlbum() {
-  askName("rename", "albumName", placeName(), [], async (value) => {
-    const answer = await call(collectionPath(album()), json("PATCH", value));
-    if (answer.ok) start(true);
-    return answer;
-  });
-}
+const newAlbum = () => askName("newAlbum", "albumName", "", async (name) =>
+  choose({...NOTHING, album: await makeAlbum(name)}));
+
+const renameAlbum = () => askName("rename", "albumName", placeName(), async (name) => {
+  await ask(collectionPath(album()), json("PATCH", {name}));
+  start(true);
+});
 
 async function removeAlbum() {
   if (!window.confirm(t("sureAlbum", placeName()))) return;
-  if (await ask(collectionPath(album()), {method: "DELETE"})) choose({...NOTHING, album: "all"});
+  await ask(collectionPath(album()), {method: "DELETE"});
+  choose({...NOTHING, album: "all"});
 }
 
 async function emptyTrash() {
@@ -18008,36 +18077,30 @@ async function emptyTrash() {
 }
 
 async function addToAlbum(items) {
-  const answer = await ask("/gallery/items?album=all");
-  if (!answer) return;
-  const {albums} = await answer.json();
+  const {albums} = await read("/gallery/items?album=all");
   const put = async (key, name) => {
+    await fillAlbum(key, items);
     $("login").close();
-    const said = await fillAlbum(key, items);
-    if (!said) clearPicks();
-    notify(said || t("added", name), 5, Boolean(said));
+    clearPicks();
+    notify(t("added", name));
   };
   const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
     h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
-  askName("addTo", "newAlbum", "", h("div", {className: "list"}, mine),
-    (value) => makeAlbum(value, put));
+  askName("addTo", "newAlbum", "", async (name) => put(await makeAlbum(name), name),
+    h("div", {className: "list"}, mine));
 }
 
-// Put items into a collection: own records move there, all else is shown there. What is wrong.
+// Put items into a collection: own records move there, all else is shown there.
 async function fillAlbum(key, items) {
   const own = items.filter((item) => item[ID] && !isEntity(item));
   const hashes = items.filter((item) => !own.includes(item)).map((item) => item[SHA]);
-  const calls = own.map((item) =>
-    [`${record(item)}add-to-collection/`, json("POST", {collection_id: key})]);
+  for (const item of own) {
+    await ask(`${record(item)}add-to-collection/`, json("POST", {collection_id: key}));
+  }
   for (let at = 0; at < hashes.length; at += 1000) {
-    const some = hashes.slice(at, at + 1000);
-    calls.push([`${collectionPath(key)}add/`, json("POST", {sha256: some})]);
+    const sha256 = hashes.slice(at, at + 1000);
+    await ask(`${collectionPath(key)}add/`, json("POST", {sha256}));
   }
-  for (const each of calls) {
-    const answer = await call(...each);
-    if (!answer.ok) return problem(answer);
-  }
-  return "";
 }
 
 // -- Links for who has no account --------------------------------------------------------
@@ -18054,9 +18117,7 @@ function shareOf(item) {
 
 // Make a link in the dialog, which lists all that there are.
 async function share(shown, title) {
-  const answer = await ask("/shares");
-  if (!answer) return;
-  const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
+  const links = (await read("/shares")).map(({id, url, title: name, expires_at: end}) => {
     const remove = async () => {
       await ask(`/shares/${id}`, {method: "DELETE"});
       share(shown, title);
@@ -18070,15 +18131,13 @@ async function share(shown, title) {
   showForm("share", [
     h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
     field("days", {type: "number", min: 0, value: 30}),
-    field("linkPassword", {autocomplete: "off"}), check("strip"), grows ? check("guests") : "",
+    field("linkPassword", {autocomplete: "off"}), tick("strip"), grows ? tick("guests") : "",
   ], async ({linkTitle, days, linkPassword, strip, guests}) => {
-    const made = await call("/shares", json("POST", {
+    await ask("/shares", json("POST", {
       ...shown, title: linkTitle.value, password: linkPassword.value || null,
       strip: strip.checked, upload: Boolean(guests?.checked), expires_in: 86400 * days.value,
     }));
-    if (!made.ok) return problem(made);
     await share(shown, title);
-    return "";
   });
 }
 
@@ -18112,19 +18171,14 @@ function showLocked() {
   clearTiles();
   $("grid").style.height = 0;
   $("scrubber").hidden = true;
-  notifyState("");
+  say("state", "");
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
 
-$("home").onclick = (event) => {
-  event.preventDefault();
-  choose(NOTHING);
-};
-$("search").onsubmit = (event) => {
-  event.preventDefault();
-  choose({q: $("search").elements.q.value.trim(), album: album() === "all" ? "" : album()});
-};
+$("home").onclick = instead(() => choose(NOTHING));
+$("search").onsubmit = instead(({target}) =>
+  choose({q: target.elements.q.value.trim(), album: album() === "all" ? "" : album()}));
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
 });
@@ -18213,7 +18267,9 @@ function drawPicked() {
   $("picked").hidden = !items.length;
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
-    button("down", "download", () => downloadAll(items), {text: true}),
+    button("down", "download", () => downloadAll(items), true),
+    list.read_only || album() === "trash" ? ""
+      : button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
     ...ways(items), button("close", "clear", clearPicks));
 }
 
@@ -18238,16 +18294,14 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// The buttons of what can be done with items besides showing them.
+// The buttons that bring items back or take them away.
 function ways(items) {
-  if (list.read_only) return [];
-  if (album() === "trash") {
-    return [button("undo", "restore", () => restoreAll(items), {text: true}),
-      button("trash", "remove", () => deleteAll(items))];
-  }
-  return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
-    items.every(removal) ? button("trash", isCollection() ? "takeOut" : "remove",
-      () => deleteAll(items)) : ""];
+  if (!items.every(removal)) return [];
+  const label = isCollection() ? "takeOut" : "remove";
+  return [
+    album() === "trash" ? button("undo", "restore", () => restoreAll(items)) : "",
+    button("trash", label, () => deleteAll(items)),
+  ];
 }
 
 // The call that deletes an item, if one may: of the library only what was uploaded for everybody,
@@ -18267,26 +18321,25 @@ function removal(item) {
 
 const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
 
-// Call for each item; whether all went well.
+// Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
+  const next = shown && (await neighbour(shown.group, shown.place, 1)
+    || await neighbour(shown.group, shown.place, -1));
   for (const item of items) {
     const answer = await call(...callOf(item));
-    if (!answer.ok && answer.status !== 404) {
-      notify(await problem(answer), 8, true);
-      return false;
-    }
+    if (answer.status !== 404) await check(answer);
     picked.delete(keyOf(item));
   }
+  if (shown) history.replaceState(null, "", addressTo(next));
   drawPicked();
   await start(true);
-  notify(t(said, nameAll(items)), 4);
-  return true;
+  notify(t(said, nameAll(items)));
 }
 
 async function deleteAll(items) {
   const forGood = !album() || album() === "trash";
-  if (forGood && !window.confirm(t("sure", nameAll(items)))) return false;
-  return callAll(items, removal, isCollection() ? "takenOut" : "deleted");
+  if (forGood && !window.confirm(t("sure", nameAll(items)))) return;
+  await callAll(items, removal, isCollection() ? "takenOut" : "deleted");
 }
 
 const restoreAll = (items) =>
@@ -18299,10 +18352,11 @@ function save(url, name = "") {  // where there is none, the server names the fi
 }
 
 function downloadAll(items) {
-  const only = items.map((item) => item[SHA].slice(0, 12)).join();
-  if (items.length === 1) save(original(items[0]), nameOf(items[0]));
-  else if (items.length > MOST_NAMED) notify(t("zipLarge", NUMBER.format(MOST_NAMED)), 8, true);
-  else save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  for (let at = 0; at < items.length; at += MOST_NAMED) {
+    const only = items.slice(at, at + MOST_NAMED).map((item) => item[SHA].slice(0, 12)).join();
+    save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
+  }
 }
 
 // -- The viewer --------------------------------------------------------------------------
@@ -18311,7 +18365,9 @@ const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
 let factsOpen = false, slideshow = 0, lastShown = "";
 
+// Have the viewer show what the address names, if that is an item.
 async function openLinked(key, wanted) {
+  if (!wanted) { closeViewer(); return; }
   const isShown = () => shown && keyOf(shown.group.items?.[shown.place] || []) === wanted;
   if (isShown() && groups.includes(shown.group)) return;
   const group = groups.find((each) => each.key === (key || ""));
@@ -18319,7 +18375,7 @@ async function openLinked(key, wanted) {
   const at = found.findIndex((item) => keyOf(item) === wanted);
   if (at < 0) {
     closeViewer();
-    notify(t("gone"), 5, true);
+    notify(t("gone"), true);
   } else if (isShown()) {
     shown = {group, place: at};
   } else {
@@ -18328,8 +18384,14 @@ async function openLinked(key, wanted) {
   }
 }
 
+const shownItem = () => shown.group.items[shown.place];
+
+// The address of an item of a group, or of none.
+const addressTo = (there) => addressOf(
+  there ? {group: there.group.key, item: keyOf(there.group.items[there.place])} : {});
+
 function openItem(group, place) {
-  history.pushState(null, "", addressOf({group: group.key, item: keyOf(group.items[place])}));
+  history.pushState(null, "", addressTo({group, place}));
   pushed = true;
   show(group, place);
 }
@@ -18363,9 +18425,7 @@ function drawView(item) {
     button("link", "copy", () => copy(location.href)),
     shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
-    ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
-    removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
-      () => leaveShown(deleteAll)) : "",
+    ...ways([item]),
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -18432,15 +18492,14 @@ async function go(step) {
   const there = await neighbour(from.group, from.place, step);
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
-  const item = there.group.items[there.place];
-  history.replaceState(null, "", addressOf({group: there.group.key, item: keyOf(item)}));
+  history.replaceState(null, "", addressTo(there));
   show(there.group, there.place);
 }
 
 function closeShown() {
   if (pushed) history.back();
   else {
-    history.replaceState(null, "", addressOf({}));
+    history.replaceState(null, "", addressTo(null));
     closeViewer();
   }
 }
@@ -18462,7 +18521,7 @@ function closeViewer() {
 function toggleFacts() {
   factsOpen = !factsOpen;
   $("facts")?.remove();
-  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+  if (factsOpen) $("viewer").append(drawFacts(shownItem()));
 }
 
 function stopSlideshow() {
@@ -18472,10 +18531,7 @@ function stopSlideshow() {
 
 function toggleSlideshow() {
   if (slideshow) stopSlideshow();
-  else {
-    slideshow = setInterval(() =>
-      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
-  }
+  else slideshow = setInterval(() => shown && shownItem()[KIND] === "image" && go(1), 4000);
   show(shown.group, shown.place);
 }
 
@@ -18485,31 +18541,18 @@ const toggleFull = () =>
 async function copy(url) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(url);
-    notify(t("copied"), 4);
+    notify(t("copied"));
   } else window.prompt(t("link"), url);
 }
 
-// Do what takes the shown item away, and go on to the next.
-async function leaveShown(run) {
-  const {group, place} = shown;
-  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const point = (to, at) => history.replaceState(null, "", addressOf(
-    to ? {group: to.key, item: keyOf(to.items[at])} : {}));
-  point(there?.group, there?.place);
-  if (!await run([group.items[place]])) point(group, place);
-}
-
-$("viewer").addEventListener("cancel", (event) => {
-  event.preventDefault();
-  closeShown();
-});
+$("viewer").addEventListener("cancel", instead(closeShown));
 document.addEventListener("keydown", (event) => {
   const elsewhere = !shown || event.target.matches("video, audio");
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow,
-    Delete: () => removal(shown.group.items[shown.place]) && leaveShown(deleteAll),
+    Delete: () => removal(shownItem()) && deleteAll([shownItem()]),
   }[event.key];
   if (!run) return;
   event.preventDefault();
@@ -18530,11 +18573,24 @@ function zoomable(picture, item) {
   const fingers = new Map();
   let scale = 1, x = 0, y = 0, begun = null;
 
-  function apply() {
-    const view = $("view");
-    const within = (value, length) =>
-      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
-    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+  // Where the fingers are together, and how far apart.
+  function grip() {
+    const [first, second = first] = [...fingers.values()];
+    const [dx, dy] = [second.clientX - first.clientX, second.clientY - first.clientY];
+    return {x: first.clientX + dx / 2, y: first.clientY + dy / 2, wide: Math.hypot(dx, dy) || 1};
+  }
+
+  // Zoom about a point of the window, and move.
+  function zoom(factor, at, dx = 0, dy = 0) {
+    const view = $("view"), box = view.getBoundingClientRect();
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    const put = (value, from, length) => {
+      const most = length * (wanted - 1) / 2;
+      return Math.max(-most, Math.min(most, from - (from - value) * wanted / scale));
+    };
+    x = put(x + dx, at.x - box.left - box.width / 2, box.width);
+    y = put(y + dy, at.y - box.top - box.height / 2, box.height);
+    scale = wanted;
     picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
     view.classList.toggle("large", scale > 1);
     const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
@@ -18545,48 +18601,21 @@ function zoomable(picture, item) {
     }
   }
 
-  function zoom(factor, clientX, clientY) {
-    const box = $("view").getBoundingClientRect();
-    const fromX = clientX - box.left - box.width / 2;
-    const fromY = clientY - box.top - box.height / 2;
-    const wanted = Math.max(1, Math.min(8, scale * factor));
-    x = fromX - (fromX - x) * wanted / scale;
-    y = fromY - (fromY - y) * wanted / scale;
-    scale = wanted;
-    apply();
-  }
-
-  const spread = () => {
-    const [first, second] = [...fingers.values()];
-    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
-  };
-  picture.onwheel = (event) => {
-    event.preventDefault();
-    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
-  };
-  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.onwheel = instead((event) =>
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event));
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event);
   picture.onpointerdown = (event) => {
     picture.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, event);
     begun = fingers.size === 1 ? event : null;
   };
   picture.onpointermove = (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before) return;
-    if (fingers.size === 2) {
-      const wide = spread();
-      fingers.set(event.pointerId, event);
-      const [first, second] = [...fingers.values()];
-      const middle = (axis) => (first[axis] + second[axis]) / 2;
-      zoom(spread() / wide, middle("clientX"), middle("clientY"));
-      return;
-    }
+    if (!fingers.has(event.pointerId)) return;
+    const before = grip();
     fingers.set(event.pointerId, event);
-    if (scale > 1) {
-      x += event.clientX - before.clientX;
-      y += event.clientY - before.clientY;
-      apply();
-    }
+    const {x: left, y: top, wide} = grip();
+    if (fingers.size === 1 && scale === 1) return;
+    zoom(wide / before.wide, {x: left, y: top}, left - before.x, top - before.y);
   };
   picture.onpointerup = picture.onpointercancel = (event) => {
     fingers.delete(event.pointerId);
@@ -18670,23 +18699,21 @@ async function sendUpload(upload) {
   const {file} = upload;
   const route = upload.route = routeOf(file);
   upload.state = "sending";
-  if (!route) {
+  if (route) {
+    const form = new FormData();
+    for (const field of Object.entries(route.fields)) form.append(...field);
+    form.append(route.field || "file", file);
+    endUpload(upload, file.size > LARGE ? await sendParts(upload)
+      : await transmit(upload, route.method, withToken(route.path), form));
+  } else {
     const most = list.has_account || list.can_write ? list.max_media_bytes : list.max_upload_bytes;
     refuse(upload, t(file.size > most ? "tooLarge" : "denied", bytes(most)), true);
-    pump();
-    return;
   }
-  const form = new FormData();
-  for (const field of Object.entries(route.fields)) form.append(...field);
-  form.append(route.field || "file", file);
-  const request = file.size > LARGE ? await sendParts(upload)
-    : await transmit(upload, route.method, withToken(route.path), form);
-  endUpload(upload, request);
   pump();
 }
 
 // One request of an upload, when it is over; `from` are the bytes before it.
-async function transmit(upload, method, path, body, headers = {}, from = 0) {
+async function transmit(upload, method, path, body = null, headers = {}, from = 0) {
   const request = upload.request = new XMLHttpRequest();
   request.open(method, ROOT + path);
   for (const header of Object.entries({...headers, ...await bearer()})) {
@@ -18703,39 +18730,35 @@ async function transmit(upload, method, path, body, headers = {}, from = 0) {
   });
 }
 
-// Send a file by tus 1.0: it goes on where it was, after a pause, a lost connection or a reload.
-// The last request; with the family's answer if all went well.
+// Send a file in parts, by the IETF's resumable uploads: it goes on where it was, after a pause, a
+// lost connection or a reload. The last request, which has the family's answer if all went well.
 async function sendParts(upload) {
   const {file, route} = upload;
   const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
-  const tus = {"Tus-Resumable": "1.0.0"};
-  const send = (...more) => transmit(upload, ...more);
-  let path = localStorage.getItem(mark), request = null, offset = null;
+  let path = localStorage.getItem(mark), request = null, offset = 0;
   if (path) {
-    request = await send("HEAD", path, null, tus);
+    request = await transmit(upload, "GET", path);
     if (/^4(01|03|04|10)$/.test(request.status)) path = null;
+    else if (request.status !== 200) return request;
+    else offset = JSON.parse(request.responseText).offset;
   }
   if (!path) {
     const texts = {target: route.target, filename: file.name, ...route.fields};
     const coded = Object.entries(texts).map(([name, text]) =>
       `${name} ${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}`);
-    request = await send("POST", withToken("/files/"), null,
-      {...tus, "Upload-Length": file.size, "Upload-Metadata": coded.join()});
+    request = await transmit(upload, "POST", withToken("/files/"), null, {
+      "Upload-Complete": "?0", "Upload-Length": file.size, "Upload-Metadata": coded.join()});
     path = request.getResponseHeader("Location")?.match(/\/files\/[^/]*$/)[0];
     if (path) localStorage.setItem(mark, path);
   }
-  const type = {"Content-Type": "application/offset+octet-stream"};
-  while (/^(2|409)/.test(request.status)) {  // 409 with an offset: it goes on there
-    if ((offset = request.getResponseHeader("Upload-Offset")) === null) break;
-    offset = Number(offset);
-    if (offset === file.size) {
-      localStorage.removeItem(mark);
-      return send("GET", path, null, tus);
-    }
-    request = await send("PATCH", path, file.slice(offset, offset + PART),
-      {...tus, ...type, "Upload-Offset": offset}, offset);
+  while (offset < file.size && /^(2|409)/.test(request.status)) {  // 409: it goes on elsewhere
+    const end = offset + PART;
+    request = await transmit(upload, "PATCH", path, file.slice(offset, end), {
+      "Upload-Complete": end < file.size ? "?0" : "?1", "Upload-Offset": offset,
+      "Content-Type": "application/partial-upload"}, offset);
+    offset = Number(request.getResponseHeader("Upload-Offset") || file.size);
   }
-  if (/^4(00|09|13|15|22)$/.test(request.status)) localStorage.removeItem(mark);
+  if (/^(20|4(00|09|13|15|22)$)/.test(request.status)) localStorage.removeItem(mark);
   return request;
 }
 
@@ -18749,14 +18772,13 @@ function endUpload(upload, request) {
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(() => start(true), 700);
   } else if (/^(0|423|429|503)$/.test(status) && upload.tries++ < 5) {
-    upload.state = "later";
-    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+    setTimeout(retry, 2000 * upload.tries, upload);
   } else if (status === 401) {
     upload.state = "waiting";
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    const known = {0: "lost", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
+    const known = {0: "offline", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
     refuse(upload, sentence(status, request.responseText, known), /^4(00|13|15|22)$/.test(status));
   }
 }
@@ -18801,19 +18823,18 @@ function drawUploads() {
 }
 
 const rank = (upload) =>
-  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+  ["failed", "sending", "waiting", "known", "stored"].indexOf(upload.state);
 
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
   upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
-  const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
   const name = to && t(/^(mine|entities)$/.test(to) ? to : "albums");
   const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
-    upload.bar || h("span", {}, state, there));
+    upload.bar || h("span", {}, upload.message || t(upload.state), there));
 }
 
 const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
@@ -18835,20 +18856,14 @@ window.addEventListener("beforeunload", (event) => {
   if (uploads.some((each) => each.state === "sending")) event.preventDefault();
 });
 
-let dragged = 0;
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-window.addEventListener("dragenter", (event) => {
-  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
-});
-window.addEventListener("dragleave", (event) => {
-  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
-});
-window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+  window.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    $("drop").hidden = name === "drop" || (name === "dragleave" && !event.relatedTarget);
+  });
+}
 window.addEventListener("drop", async (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  dragged = 0;
-  $("drop").hidden = true;
   const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
   const files = await Promise.all(entries.filter(Boolean).map(filesIn));
   addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
@@ -18856,15 +18871,12 @@ window.addEventListener("drop", async (event) => {
 
 // The files of a dropped file or folder, however deep.
 async function filesIn(entry) {
-  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
-  if (entry.isFile) return [await ask(entry, "file")].flat();
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    const some = await ask(reader, "readEntries");  // a part of them at a time
-    if (!some.length) return found;
-    for (const each of some) found.push(...await filesIn(each));
-  }
+  const get = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await get(entry, "file")].flat();
+  const reader = entry.createReader(), found = [];
+  let some;
+  while ((some = await get(reader, "readEntries")).length) found.push(...some);  // in parts
+  return (await Promise.all(found.map(filesIn))).flat();
 }
 
 // -- Beginning ---------------------------------------------------------------------------
@@ -18881,8 +18893,7 @@ history.scrollRestoration = "manual";  // see takeList
 window.addEventListener("popstate", () => {
   const {changed, group, item} = readAddress();
   if (changed || !groups.length) start();
-  else if (item) openLinked(group, item);
-  else closeViewer();
+  else openLinked(group, item);
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
@@ -18902,7 +18913,7 @@ async function begin() {
     address.delete("token");
     history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
   }
-  if (key) await enter("", "", key, false);
+  if (key) await enter("", "", key, false).catch(({message}) => notify(message, true));
   else if (session.refresh || session.access) startSession();
   readAddress();
   start();
@@ -18921,17 +18932,6 @@ GALLERY = {
 }
 
 
-def choose_language(accepted: str) -> str:
-    """Return the page's language that Accept-Language likes most (RFC 9110, section 12.5.4).
-
-    >>> choose_language("fr, de-AT;q=0.8, en;q=0.5"), choose_language("")
-    ('de', 'en')
-    """
-    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted.lower())
-    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in TEXTS}
-    return max(liked, key=lambda tag: liked[tag], default="en")
-
-
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
@@ -18939,35 +18939,10 @@ def get_icon(app: App, request: Request) -> Response:
     return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
 
 
-@functools.lru_cache(maxsize=1)
-def draw_icon() -> bytes:
-    """Return the icon as PNG, for phones that take no SVG: ICON's shapes, row by row."""
-    rows = [bytearray(1 + 512) for _ in range(512)]  # before each row, its filter: none
-    for y in range(178 - 46, 178 + 46):
-        half = math.isqrt(46**2 - (y - 178) ** 2)
-        rows[y][341 - half : 341 + half] = b"\1" * (2 * half)
-    for colour, left, middle, right, top in ((2, 78, 208, 340, 186), (3, 236, 334, 434, 246)):
-        for y in range(top, 376):
-            share = (y - top) / (376 - top)
-            first, end = (1 + round(middle + (x - middle) * share) for x in (left, right))
-            rows[y][first:end] = bytes([colour]) * (end - first)
-    parts = (
-        (b"IHDR", struct.pack(">2L5B", 512, 512, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")),
-        (b"IDAT", zlib.compress(b"".join(rows), 9)),
-        (b"IEND", b""),
-    )
-    chunks = (
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 @route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
     """The gallery's icon, for a phone's home screen."""
-    return Response(200, [("Content-Type", "image/png")], draw_icon())
+    return Response(200, [("Content-Type", "image/png")], ICON_PNG)
 
 
 @route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
@@ -18976,7 +18951,7 @@ def get_manifest(app: App, request: Request) -> Response:
     name = gallery_name(app)
     icons = [
         {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
-        {"src": "icon.png", "type": "image/png", "sizes": "512x512"},
+        {"src": "icon.png", "type": "image/png", "sizes": "192x192"},
     ]
     colour = "#0b6b62"
     manifest = {
@@ -18991,8 +18966,7 @@ def get_manifest(app: App, request: Request) -> Response:
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page, in the client's language."""
-    language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(GALLERY[language])
+    return page_response(GALLERY[choose_language(request.headers, GALLERY)])
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})

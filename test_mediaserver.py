@@ -44,6 +44,7 @@ import threading
 import time
 import tracemalloc
 import types
+import unicodedata
 import urllib.error
 import urllib.request
 import uuid
@@ -12349,11 +12350,15 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
         assert wedding.get(wanted).status == 401
         assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
 
-    def unlock(password: str, path: str = path) -> Answer:
+    def unlock(password: str, path: str = path, **fields: str) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        headers |= {name.replace("_", "-"): value for name, value in fields.items()}
         return wedding.request("POST", path, urlencode({"password": password}), headers)
 
     assert unlock("guest").status == 401
+    again = unlock("guest", accept="text/html", accept_language="de")
+    assert again.status == 401 and 'type="password"' in again.body.decode()
+    assert "Das ist nicht das Passwort." in again.body.decode()
     answer = unlock("guests")
     cookie = answer.headers["Set-Cookie"]
     assert (answer.status, answer.headers["Location"]) == (303, path)
@@ -12361,6 +12366,9 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     cookie = cookie.partition(";")[0]
     assert wedding.get(file, cookie=cookie).body == content
     assert len(shared(wedding, made, cookie=cookie)) >= 3
+    german = {"accept": "text/html", "accept-language": "de-AT, en;q=0.9"}
+    assert "Passwort" in wedding.get(path, **german).body.decode()
+    assert '<html lang="de">' in wedding.get(path, cookie=cookie, **german).body.decode()
     other = share(wedding, kind="folder", target="a", password="guests")
     assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
     assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
@@ -12410,6 +12418,26 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     path = local(shared(server, bare)[0]["url"])
     part = server.get(path, Range="bytes=5-24")
     assert (part.status, part.body) == (206, answer.body[5:25])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_that_leaves_something_out_tells_no_hash_and_no_size_of_what_it_left(start, kind):
+    running, content = start(), told_picture("JPEG")[0]
+    fill(running.storage, {"a/1.jpg": content, "a/2.png": png()})
+    running.rescan()
+    target = {"file": sha256(content), "folder": "a"}[kind]
+    made = share(running, kind=kind, target=target, strip=True)
+    listed = running.get(local(made["url"]))
+    sent = running.get(local((file := listed.json["files"][0])["url"]))
+    assert (sent.status, file["size"]) == (200, None)
+    assert len(sent.body) < len(content)
+    said = [listed.body.decode(), *sent.headers.values()]
+    said.append(running.get(local(made["url"]), accept="text/html").body.decode())
+    assert not [text for text in said if sha256(content) in text or str(len(content)) in text]
+    assert running.get(local(file["thumbnail"])).body.startswith(b"\x89PNG")
+    assert running.get(f"{local(made['url'])}/{sha256(content)}").status == 404
+    other = share(running, kind=kind, target=target, strip=True)
+    assert shared(running, other)[0]["url"].rpartition("/")[2] not in file["url"]
 
 
 def sent_by_a_link(content: bytes) -> bytes:
@@ -14340,6 +14368,13 @@ def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser,
     browser.see(shown, 1)
 
 
+def test_what_lies_beside_the_folders_is_shown_by_name_too(browser, album):
+    browser.open(album.url + "/gallery?order=name")
+    headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
+    assert browser.see(headings) == "pictures1,a1,a/b2"
+    browser.see("document.querySelectorAll('.tile').length === 4")
+
+
 def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
     known, new, public, text = png(), png(), webp(), b"hello"
     server.put("/image/known.png", known)
@@ -14481,7 +14516,8 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.see("document.querySelector('#login').open")  # the form of signing in is gone
     browser.run(
         "const {elements} = document.querySelector('#login form');"
-        "elements.name.value = '<b>Sommer'; document.querySelector('#login form').requestSubmit()"
+        "elements.newAlbum.value = '<b>Sommer';"
+        "document.querySelector('#login form').requestSubmit()"
     )
     browser.see("document.querySelector('#notice').textContent === 'Added to <b>Sommer.'")
     browser.click("#albums")
@@ -14531,6 +14567,10 @@ def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path
     with zipfile.ZipFile(tmp_path / "pictures.zip") as file:
         assert file.testzip() is None
         assert {*file.namelist()} == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
+    # What is more than an address can name comes in several
+    browser.devtools("Browser.setDownloadBehavior", **{**where, "behavior": "allowAndName"})
+    browser.run("downloadAll(Array(201).fill([...picked.values()]).flat())")
+    wait_until(lambda: len([*filter(zipfile.is_zipfile, tmp_path.iterdir())]) == 3, "two more")
 
 
 def zipped(answer: Answer) -> dict[str, bytes]:
@@ -14554,8 +14594,48 @@ def test_a_zip_file_has_what_the_gallery_shows_with_paths_and_times(album):
     old = sha256((album.storage / "a/old.png").read_bytes())
     for query in (f"only={old[:12]}", "group=2001-09", "q=old&kind=image"):
         assert [*zipped(album.get(f"/gallery/zip?{query}"))] == ["a/old.png"]
-    for query in ("only=000000000000", "group=1999-01", "q=none"):
+    for query in ("only=000000000000", "only=", "only=,", "group=1999-01", "q=none"):
         assert album.get(f"/gallery/zip?{query}").status == 404
+
+
+ZIPPED_NAMES = {  # in the folder, and in the zip file (APPNOTE.TXT, section 4.4.17.1)
+    "x\\y.png": "y.png",
+    "D:/C:a.png": "D_/C_a.png",
+    "a\nb\t\u202e.png": "ab.png",
+    "NUL/aux.png": "_NUL/_aux.png",
+    "end. /b.png": "end/b.png",
+    "same.png": "same.png",
+    "sub/a.png": "sub/a.png",
+}
+
+
+def test_names_in_a_zip_file_are_names_on_every_system(start, tmp_path):
+    fill(tmp_path / "pictures", {name: png() for name in ZIPPED_NAMES})
+    same = ["SAME.png", "Same.png", "e\u0301.png", "\u00e9.png", "SUB/A.png"]
+    fill(tmp_path / "pictures", {name: png() for name in same})
+    server = start()
+    server.scanned()
+    found = zipped(server.get("/gallery/zip"))
+    assert len(found) == len(ZIPPED_NAMES) + len(same)
+    seen = {unicodedata.normalize("NFC", name).casefold() for name in found}
+    assert len(seen) == len(found)
+    expected = {name.casefold() for name in ZIPPED_NAMES.values()}
+    assert expected <= seen, "what is alone has its name"
+    assert {name for name in ZIPPED_NAMES.values() if "s" not in name} <= {*found}
+
+
+def test_a_zip_file_names_what_is_missing_in_it(start, tmp_path):
+    contents = {name: png() for name in ("a.png", "gone/b.png", "other.png")}
+    fill(tmp_path / "pictures", contents)
+    server = start()
+    server.scanned()
+    (tmp_path / "pictures/gone/b.png").unlink()
+    (tmp_path / "pictures/other.png").write_bytes(png())
+    found = zipped(server.get("/gallery/zip"))
+    note = found.pop("missing.txt").decode().splitlines()
+    assert found == {"a.png": contents["a.png"]}
+    assert {*note[1:]} == {"gone/b.png", "other.png"}
+    assert server.get("/gallery/zip?folder=gone").status == 404
 
 
 def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere(server):
@@ -14563,18 +14643,23 @@ def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere
     for content in contents:
         user.upload(content, "x.png", name="../a/x.png")
     user.upload(wav(), "b.wav", name="sound")
+    for name in (".", "..", "a/.", "\u202e"):
+        user.upload(png(), name=name)
     found = zipped(server.get("/gallery/zip?album=mine", **user.headers))
-    assert {*found} == {"x.png", "x_1.png", "x_2.png", "sound.wav"}
+    files = {"file.png", "file_1.png", "file_2.png", "file_3.png"}
+    assert {*found} == {"x.png", "x_1.png", "x_2.png", "sound.wav", *files}
     assert {found[name] for name in found if name.startswith("x")} == {*contents}
     assert server.get("/gallery/zip?album=mine").status == 401
     assert server.get("/gallery/zip?album=mine", **User(server).headers).status == 404
 
 
 def zip_reader(*paths: Path) -> ms.ZipReader:
-    folder = types.SimpleNamespace(open=io.FileIO)
+    app = types.SimpleNamespace(folders={"": types.SimpleNamespace(open=io.FileIO)})
     files = [ms.File("", str(path), "", *ms.state_of(path.stat()), 0.0) for path in paths]
-    zipped = [ms.Zipped(path.name, file, -1) for path, file in zip(paths, files, strict=True)]
-    return ms.ZipReader({"": folder}, zipped)
+    return ms.ZipReader([
+        ms.Zipped(path.name, file.size, -1, functools.partial(ms.open_unchanged, app, file))
+        for path, file in zip(paths, files, strict=True)
+    ])  # fmt: skip
 
 
 def read_all(reader: ms.ZipReader) -> bytes:
