@@ -1793,26 +1793,35 @@ def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, 
         assert made.status == 201
 
 
-MISSING_CREDENTIALS = [
-    ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer", "?token="]),
-    ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer"]),
-    ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read", "Authorization: Bearer"]),
-    ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/", "Authorization: Bearer"]),
-    ("POST", "/session", ["AUTH_TOKEN", "access token", "Authorization: Bearer"]),
-]
-
-
-@pytest.mark.parametrize(("method", "path", "words"), MISSING_CREDENTIALS)
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "?token="]),
+        ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write"]),
+        ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read"]),
+        ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/"]),
+        ("POST", "/session", ["AUTH_TOKEN", "access token"]),
+    ],
+)
 def test_who_has_no_credential_is_told_which_is_needed_and_how_it_is_sent(
     server, method, path, words
 ):
     answer = server.request(method, path)
     assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert all(word in answer.json["detail"] for word in words), answer.json
-    if "media_store" in answer.json["detail"]:
-        refused = server.request(method, path, headers=bearer())
-        assert refused.status == 403
-        assert words[1] in refused.json["detail"]
+    said = answer.json["detail"]
+    assert [word for word in (*words, "Authorization: Bearer") if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "permission"),
+    [
+        ("POST", "/upload", "media_store_write"), ("POST", "/upload-image", "media_store_write"),
+        ("GET", "/metrics", "media_store_read"),
+    ],
+)  # fmt: skip
+def test_who_may_not_is_told_which_permission_is_missing(server, method, path, permission):
+    refused = server.request(method, path, headers=bearer())
+    assert (refused.status, permission in refused.json["detail"]) == (403, True)
 
 
 REFUSED = [
@@ -1860,6 +1869,7 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
         settings = types.SimpleNamespace(log_format="json", trusted_proxies=())
         for _ in range(1000):
             ms.log_request(settings, None, "192.0.2.1", ms.Response(), 0.1)
+        assert not select.select([], [writer], [], 0)[1], "there was more than the pipe holds"
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
@@ -3942,7 +3952,7 @@ def test_what_a_crash_leaves_of_an_object_is_found_at_the_next_start(
     assert not files_below(tmp_path)
     is_stored = known and moment in {"sent", "removing"}
     assert bucket.is_gone("a.png") is not is_stored
-    assert known or not has_parts(bucket)
+    assert has_parts(bucket) is (known and moment == "in parts")
 
 
 def has_parts(bucket: Any) -> bool:
@@ -4287,7 +4297,8 @@ def test_sixteen_bits_are_scaled_to_eight(thumbnails, tmp_path, pillow, content,
     (tmp_path / "a.png").write_bytes(content)
     pixel = make(thumbnails, tmp_path / "a.png").convert("RGBA").getpixel((32, 32))
     assert pixel[3] == expected[3]
-    assert pixel[3] == 0 or all(abs(a - b) <= 2 for a, b in zip(pixel, expected, strict=True))
+    if expected[3]:  # what cannot be seen may have any colour
+        assert all(abs(a - b) <= 2 for a, b in zip(pixel, expected, strict=True))
 
 
 def bmp_of(bits: int, packing: int, *masks: int, version: int = 108) -> bytes:
@@ -4549,8 +4560,10 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     real = ms.write_renditions
 
     def write_renditions(source, *others):
-        wrong = source.read(5) == b"crash"
+        wrong = source.read().endswith(b"crash")
         source.seek(0)
+        if wrong:
+            os.mkdir(tmp_path / "begun")
         return (crash if wrong else real)(source, *others)
 
     request.addfinalizer(lambda: SPILLED.unlink(missing_ok=True))
@@ -4560,11 +4573,13 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
         monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1)
     thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
-    (tmp_path / "bad.jpg").write_bytes(b"crash")
     quadrants(pillow).save(tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_bytes((tmp_path / "good.jpg").read_bytes() + b"crash")
     assert make(thumbnails, tmp_path / "bad.jpg") is None
+    assert (tmp_path / "begun").exists()
     assert make(thumbnails, tmp_path / "good.jpg", sha256="cd" * 32) is not None
-    assert not SPILLED.exists() or SPILLED.stat().st_size == 0
+    assert SPILLED.exists() is (crash is spill)
+    assert crash is not spill or SPILLED.stat().st_size == 0
     stop_host(thumbnails, host)
 
 
@@ -4897,8 +4912,14 @@ def failing(call: Callable[..., Any], error: Exception, *when: Any) -> Callable[
     return fail
 
 
-@pytest.mark.parametrize("how", ["renamed", "pipe", "link", "folder"])
-def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("renamed", None), ("pipe", FileNotFoundError), ("link", OSError),
+        ("folder", IsADirectoryError),
+    ],
+)  # fmt: skip
+def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how, error):
     path = decoding.path
     if how == "renamed":
         (path / "b.png").rename(path / "a.png")
@@ -4910,7 +4931,10 @@ def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, h
             (path / "a.png").symlink_to(tmp_path / "outside.png")
         else:
             (path / "a.png").mkdir()
-    with contextlib.suppress(OSError):
+    if error:
+        with pytest.raises(error):
+            decoding.try_thumbnail("a.png")
+    else:
         assert decoding.try_thumbnail("a.png") is ms.Outcome.FAILED
     assert decoding.states()["a.png"] is None
     assert not list(path.glob(".thumbnails/*.png"))
@@ -5003,7 +5027,7 @@ def test_a_root_that_becomes_another_one_during_a_scan_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(scanning.index.files, "in_order", after(scanning.index.files.in_order, swap))
         assert not scanning.scanner.scan()
-    assert {"a.png", "b.png"} <= set(scanning.states())
+    assert set(scanning.states()) == {"a.png", "b.png", "c.png"}
     assert scanning.scanner.scan()
     assert set(scanning.states()) == {"c.png"}
 
@@ -7002,7 +7026,7 @@ def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage
         running = start("--workers", workers)
     expected = {stored["sha256"], *map(sha256, contents.values())}
 
-    def is_back() -> bool:
+    def is_back() -> bool:  # 503 is for as long as the damage has not been met, or is being mended
         answers = [running.get("/list"), running.upload(png())]
         assert {answer.status for answer in answers} <= {200, 201, 503}
         return answers[0].status == 200 and set(answers[0].json) >= expected
@@ -7314,14 +7338,14 @@ def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(st
     before = files_below(running.storage)
     token = upload_token()
     for path in ("/image/a.png", "/upload"):
-        for content, status, words in (
-            (b"", 400, "field \"file\" or the file itself"),
-            (b"no picture", 400, "none of: "), (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+        for body, status, words in (  # with a length, and chunked
+            (b"", 400, 'field "file" or the file itself'), (iter([b""]), 400, "file is empty"),
+            (b"no picture", 400, "none of: "), (iter([b"no picture"]), 400, "none of: "),
+            (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+            (iter([png_of(30_001)]), 413, "30000 bytes (MAX_UPLOAD_"),
         ):  # fmt: skip
-            for body in (content, iter([content])):  # with a length, and chunked
-                answer = running.request("PUT", f"{path}?token={token}", body)
-                assert answer.status == status, answer.json
-                assert words in answer.json["detail"] or body is not content
+            answer = running.request("PUT", f"{path}?token={token}", body)
+            assert (answer.status, words in answer.json["detail"]) == (status, True), answer.json
     assert running.request("PUT", "/image/a.png", png()).status == 401
     assert files_below(running.storage) == before
 
@@ -7417,7 +7441,7 @@ def test_other_fields_beside_the_file_are_passed_over(server):
 def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     answer = server.request("OPTIONS", "/image/a.png")
     assert answer.status == 204
-    assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
+    assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, PUT"
     asked = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "PUT",
@@ -7501,11 +7525,11 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         (untrusting, {**FORWARDED, "Host": "nas"}, "http://nas"),
         (fixed, FORWARDED, "https://p.example/pics"),
     ):
-        for path, key in (("/upload", "url"), ("/upload-image", "image_url")):
-            made = running.send_file("POST", path, png(), headers={**OWNER, **headers})
-            assert made.json[key].startswith(f"{base}/")
-            if "Location" in made.headers:
-                assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json[key]
+        made = running.send_file("POST", "/upload", png(), headers={**OWNER, **headers})
+        assert made.json["url"].startswith(f"{base}/")
+        assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json["url"]
+        made = running.send_file("POST", "/upload-image", png(), headers={**OWNER, **headers})
+        assert made.json["image_url"].startswith(f"{base}/")
         listed = running.request("GET", "/media", headers=headers).json
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
@@ -7528,7 +7552,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
             if event == "call" and frame.f_code.co_filename == ms.__file__ and "comp>" not in name:
                 calls[name] += 1
 
-        def run(message: bytes) -> int:
+        def run(message: bytes, status: int) -> int:
             head, _, body = message.partition(b"\r\n\r\n")
             request = ms.parse_request_head(head)
             calls.clear()
@@ -7540,7 +7564,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
                     exchange = exchange.finish()
             finally:
                 sys.setprofile(None)
-            assert exchange.status in {200, 201}
+            assert exchange.status == status
             return calls.total()
 
         def send(path: str, field: str, **texts: str) -> bytes:
@@ -7554,13 +7578,16 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
         fill(tmp_path, {"media/a.png": png()})
         app.scanner.refresh(app.library, "media/a.png")
         ways = {
-            "file": lambda: cold("/media/a.png"),
-            "hot file": lambda: get_line("/media/a.png"),
-            "upload": lambda: send("/upload", "file"),
-            "entity": lambda: send("/entity/", "image", is_collection="false"),
-            "accounts": lambda: get_line("/api/media/media/"),
+            "file": (200, lambda: cold("/media/a.png")),
+            "hot file": (200, lambda: get_line("/media/a.png")),
+            "upload": (201, lambda: send("/upload", "file")),
+            "entity": (201, lambda: send("/entity/", "image", is_collection="false")),
+            "accounts": (200, lambda: get_line("/api/media/media/")),
         }
-        found = {name: [run(make()) for _ in range(3)][-1] for name, make in ways.items()}
+        found = {
+            name: [run(make(), status) for _ in range(3)][-1]
+            for name, (status, make) in ways.items()
+        }
     assert found.keys() == most.keys()
     assert {name: count for name, count in found.items() if count > most[name]} == {}
 
@@ -8223,7 +8250,7 @@ def test_the_reserve_keeps_uploads_from_the_last_of_the_disk(start, tmp_path, mo
     free = shutil.disk_usage(place).free
     running = start(reserve_bytes=str(free - 5_000_000))
     user = User(running)
-    assert send_everywhere(running, png(), user.headers) <= {200, 201}
+    assert send_everywhere(running, png(), user.headers) == {201, 200}  # what /image/ knows by now
     before = files_below(place)
     assert send_everywhere(running, png_of(6_000_000), user.headers) == {507}
     assert files_below(place) == before
@@ -8348,7 +8375,8 @@ class Faults:
         self._ways += 1
         for call in itertools.count(1 + self._ways % FAULTS_STEP, FAULTS_STEP):
             prepared = prepare()
-            self._plan[0], self._plan[1] = call, ERRORS[call % len(ERRORS)]
+            self._plan[0], self._plan[1] = call, [*ERRORS][call % len(ERRORS)]
+            self.answered = {503, ERRORS[self._plan[1]]}
             work(prepared)
             if self._plan[0] > 0:  # there were not so many
                 self._plan[0] = 0
@@ -8357,7 +8385,8 @@ class Faults:
 
 # EVERY_FAULT=1 pytest: each family alone meets all of them, not all families together.
 FAULTS_STEP = 1 if "EVERY_FAULT" in os.environ else 3
-ERRORS = (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EXDEV)
+# What is answered where a call fails so, unless the index says 503 or it goes another way.
+ERRORS = {errno.EIO: 503, errno.ENOSPC: 507, errno.EINVAL: 500, errno.EXDEV: 500}
 FILED = {  # where the answer to an upload says that the file is
     "/upload": lambda found: found["url"],
     "/image/a.png": lambda found: found["file_path"],
@@ -8372,14 +8401,16 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
     running, user = faults.server, User(faults.server)
     kept: dict[str, bytes] = {}  # by URL
     unsure: set[str] = set()  # hashes of what a failed deletion left or not
+    refused: set[int] = set()
 
     def upload(way: tuple[str, str, str]) -> str | None:
         (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
         body, content_type = form(name, content, field, name="a")
         headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
         answer = running.request(method, path.replace("a.png", name), body, headers)
-        assert answer.status in {201, 500, 503, 507}, answer.body
         if answer.status != 201:
+            assert answer.status in faults.answered, answer.body
+            refused.add(answer.status)
             return None
         place = f"/image/{sha256(content)}" if method == "PUT" else FILED[path](answer.json)
         kept[place] = content
@@ -8388,15 +8419,17 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
     def delete(place: str) -> None:
         path = local(place).removesuffix("/file")
         status = running.request("DELETE", path, headers=OWNER).status
-        assert status in {200, 500, 503, 507}
         content = kept.pop(place)
         if status != 200:
+            assert status in faults.answered
+            refused.add(status)
             unsure.add(sha256(content))
 
     for way in UPLOADS:
         faults.at_each_call(functools.partial(tuple, way), upload)
     for way in (UPLOADS[0], UPLOADS[-1]):
         faults.at_each_call(functools.partial(upload, way), delete)
+    assert refused == {*ERRORS.values()}
     running.kill()
     again = start()
     again.scanned()
@@ -8503,8 +8536,7 @@ def test_a_thumbnail_that_is_a_link_is_not_served(start, tmp_path):
     thumbnail.unlink()
     thumbnail.symlink_to(running.data / "index.sqlite3")
     answer = running.get(f"/thumbnail/{digest}?")
-    assert b"SQLite" not in answer.body
-    assert not thumbnail.is_symlink() or answer.status != 200
+    assert (answer.status, answer.body[:4], thumbnail.is_symlink()) == (200, b"\x89PNG", False)
 
 
 def test_a_power_cut_loses_no_answered_upload_that_the_index_has_lost(start):
@@ -8848,10 +8880,11 @@ def test_put_stores_new_content_under_the_day_and_known_content_once(server):
             "sha256": sha256(content),
             "filename": name,
             "file_path": f"uploads/{day}/{name}",
-            "thumbnail_file": answer.json["thumbnail_file"],
+            "thumbnail_file": f"{sha256(content)}.png"
+            if importlib.util.find_spec("PIL")
+            else None,
         },
     )
-    assert answer.json["thumbnail_file"] in {f"{sha256(content)}.png", None}
     assert (server.storage / answer.json["file_path"]).read_bytes() == content
     again = server.put("/image/other.jpg", content)
     assert (again.status, again.json) == (
@@ -9110,9 +9143,9 @@ def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(s
         for headers, status in asked:
             assert running.request(method, path, headers=headers).status == status, (path, headers)
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
-    for line in lines:
-        if line["path"] in paths and line["status"] == 200:
-            assert line["principal"] in {"owner", "token 7", "view"}
+    shown = [line for line in lines if line["status"] == 200 and line["path"] in paths]
+    shown_to = Counter(line["principal"] for line in shown)
+    assert shown_to == {"owner": 12, "token 7": 12, "view": 12}
     content = png()
     (running.data / "images/mine.png").write_bytes(content)
     assert running.get("/image/mine.png", **OWNER).body == content
@@ -10489,8 +10522,9 @@ def test_what_is_anothers_is_404_at_every_endpoint(server, jane, django):
         ):
             assert (status, set(value)) == (400, {"collection"})
         for base in (MEDIA, SHELVES):
+            thief.shelf()
             listed = thief.call("GET", f"{base}?page_size=100")[1]["results"]
-            assert {item["user"] for item in listed} <= {thief.id}
+            assert {item["user"] for item in listed} == {thief.id}
         kept = owner.call("GET", f"{MEDIA}{record['id']}/")[1]
         assert {**kept, "file": 0} == {**record, "file": 0}
         for method, path, body in endpoints(record["id"], shelf):
@@ -11938,8 +11972,8 @@ def test_one_request_at_a_time_adds_to_an_upload(server):
     upload = begin(server, len(content))
     answers = together(8, lambda _: upload.send(0, content))
     statuses = Counter(answer.status for answer in answers)
-    assert statuses[204] == 1
-    assert statuses.keys() <= {204, 409, 423}
+    # One that comes meanwhile is refused as 423, one that comes later by its offset.
+    assert (statuses[204], statuses[409] + statuses[423]) == (1, 7)
     assert upload.get()["answer"]["md5"] == md5(content)
 
 
@@ -12774,9 +12808,10 @@ def test_a_link_to_what_is_deleted_shows_and_takes_nothing(closed, kind):
         base = SHELVES if kind == "collection" else MEDIA
         assert closed.call("DELETE", f"{base}{target}/", headers=headers)[0] == 204
     assert shared(closed, made) == closed.get(path).status == 404
+    before = files_below(closed.storage)
     sent = closed.send_file("POST", f"{local(made['url'])}/upload", png(), "x.png", {})
     assert sent.status == 404
-    assert not (closed.storage / (place or "none")).exists()
+    assert files_below(closed.storage) == before
     assert closed.call("POST", "/shares", {"kind": kind, "target": target}, headers)[0] == 404
 
 
@@ -12834,17 +12869,18 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         answer = server.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
         etag = answer.headers["ETag"]
+        other = b'{"detail":"The file is not the one that the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
         for fields, status, body in (
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
             ({"Range": "bytes=-5"}, 206, content[-5:]),
-            ({"Range": f"bytes={len(content)}-"}, 416, None),
+            ({"Range": f"bytes={len(content)}-"}, 416, b'{"detail":"No such range."}'),
             ({"If-None-Match": etag}, 304, b""),
-            ({"If-Match": '"other"'}, 412, None),
+            ({"If-Match": '"other"'}, 412, other),
             ({"If-Range": '"other"', "Range": "bytes=0-1"}, 200, content),
         ):
             part = server.request("GET", path, headers={**headers, **fields})
-            assert (part.status, body is None or part.body == body) == (status, True)
+            assert (part.status, part.body) == (status, body)
         parts = server.request("GET", path, headers={**headers, "Range": "bytes=0-1,9-10"})
         assert parts.status == 206
         assert content[:2] in parts.body
@@ -13150,7 +13186,8 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
     back.scanned()
     for path, headers in paths.items():
         answer = back.request("GET", path, headers=headers)
-        assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
+        size = 50_000 if later in path else 100_000
+        assert (answer.status, len(answer.body)) == (200, size)
 
 
 def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stored):
@@ -13225,7 +13262,7 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, reade
         answer = reading.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
     assert reading.get(f"/thumbnail/{sha256(content)}").status == 200
-    assert reading.request("OPTIONS", "/upload-image").status in {200, 204}
+    assert reading.request("OPTIONS", "/upload-image").status == 204
     open_session(reading)
     assert reading.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
     assert f"reading only ({server.url} writes)" in reading.log
@@ -13436,8 +13473,11 @@ def test_a_cookie_of_demo_mode_is_good_for_nothing_afterwards(start):
     assert start().get("/metrics", **cookie).status == 401
 
 
-@pytest.mark.parametrize("end", ["logout", "passwd", "disable", "revoke", "session"])
-def test_a_view_cookie_ends_with_what_it_came_from(closed, end, monkeypatch):
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("logout", 401), ("passwd", 401), ("disable", 401), ("revoke", 403), ("session", 401)],
+)
+def test_a_view_cookie_ends_with_what_it_came_from(closed, end, status, monkeypatch):
     closed.upload(content := png())
     user, headers, tokens = member(closed)
     cookie = cookie_of(open_session(closed, headers))
@@ -13456,13 +13496,13 @@ def test_a_view_cookie_ends_with_what_it_came_from(closed, end, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"another password")))
         more = [ms.READ_PERMISSION] if end == "revoke" else []
         run_here("user", end, user.name, *more, "--storage_dir", closed.storage)
-    assert closed.get(path, **cookie).status in {401, 403}
+    assert closed.get(path, **cookie).status == status
 
 
 def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
     running = start(public_url="https://example.org/album")
     rules = open_session(running).headers["Set-Cookie"].split("; ")
-    assert {"Path=/album/", "Secure"} <= set(rules)
+    assert rules[1:] == ["Path=/album/", "Max-Age=43200", "HttpOnly", "SameSite=Strict", "Secure"]
 
 
 def test_health_says_how_the_server_is(server):
@@ -13495,12 +13535,14 @@ def test_the_gallery_can_be_installed(server):
     assert answer.headers["Content-Type"] == "application/manifest+json"
     manifest = answer.json
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
-    for icon in manifest["icons"]:
-        answer = server.get(f"/{icon['src']}")
-        assert answer.headers["Content-Type"] == icon["type"]
+    icons = {(icon["type"], icon["sizes"]): icon["src"] for icon in manifest["icons"]}
+    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "512x512")}
+    for (mime_type, sizes), place in icons.items():
+        answer = server.get(f"/{place}")
+        assert answer.headers["Content-Type"] == mime_type
         facts = ms.probe(io.BytesIO(answer.body))
-        assert facts.mime_type == icon["type"]
-        assert icon["sizes"] in {"any", f"{facts.width}x{facts.height}"}
+        assert facts.mime_type == mime_type
+        assert mime_type != "image/png" or sizes == f"{facts.width}x{facts.height}"
 
 
 def operations_of(document: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -15735,10 +15777,10 @@ def test_the_server_hears_our_name_with_its_port_and_no_other(tmp_path, certific
             ("/health", f"{DOMAIN}:8443:8443", DOMAIN),
             ("/health", f"{DOMAIN}:", DOMAIN),
         ):
-            assert site.request("GET", target, headers={"Host": host}).status in (204, 400)
-            for got in heard:
-                assert got["host"] == got["x-forwarded-host"] == expected, (target, host)
-            assert heard or "@" in host or host.endswith(":8443:8443")
+            status = site.request("GET", target, headers={"Host": host}).status
+            found = (status, [(got["host"], got["x-forwarded-host"]) for got in heard])
+            is_name = "@" not in host and host.count(":") < 2  # later versions of nginx refuse it
+            assert found == (204, [(expected, expected)]) or (not is_name and found == (400, []))
             heard.clear()
         for target, host in (
             ("/health", "evil.example"), ("/health", f"{DOMAIN}.evil.example"),
@@ -15775,7 +15817,7 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 (f"/s/{secret}", "-"), (f"/.accel/images/?token={secret}", "-"),
             ):  # fmt: skip
                 fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
-                assert way.get(target, **fields).status in (301, 404, 502)
+                assert way.get(target, **fields).status == (502 if way is site else 301)
             assert way.get(f"/?token={secret}", Host="evil.example").status == 421
         login = f"/api/auth/login/?token={secret}"
         assert 429 in {site.request("POST", login).status for _ in range(45)}
