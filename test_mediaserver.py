@@ -101,11 +101,8 @@ def once() -> None:
 
 
 @pytest.fixture(autouse=True)
-def part(request: pytest.FixtureRequest) -> None:
-    """Skip what .ci/run tests with another Python, or what has no use for its workers."""
-    number, _, of = os.environ.get("TEST_PART", "0/1").partition("/")
-    if zlib.crc32(request.node.nodeid.encode()) % int(of) != int(number):
-        pytest.skip("tested with another Python")
+def with_workers(request: pytest.FixtureRequest) -> None:
+    """Skip what has no use for several workers where every server has them."""
     if WORKERS and not {"tmp_path", "tmp_path_factory"} & {*request.fixturenames}:
         pytest.skip("starts no server, which alone has workers")
 
