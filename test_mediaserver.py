@@ -1266,16 +1266,20 @@ def test_es256_agrees_with_wycheproof(
     assert ms.verify_es256(pem.encode(), message, bytes.fromhex(signature)) is good
 
 
+@pytest.mark.parametrize(
+    ("u1", "u2"), [(1, 1), (2, N - 1), (N - 1, 1), (2**192 + 3, 5), (0, 7), (5, N - 5)]
+)
 @pytest.mark.parametrize("scalar", [1, 2, N - 1, N - 2, 2**64, N - 2**64, 1 + 2**64])
-def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(scalar: int) -> None:
+def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(
+    scalar: int, u1: int, u2: int
+) -> None:
     key = ms.PublicKey(*multiply(scalar, G))
-    for u1, u2 in [(1, 1), (2, N - 1), (N - 1, 1), (2**192 + 3, 5), (0, 7), (5, N - 5)]:
-        total = (u1 + u2 * scalar) % N
-        point = ms._multiply_and_add(u1, u2, key)
-        if total == 0:
-            assert point[2] == 0
-        else:
-            assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
+    total = (u1 + u2 * scalar) % N
+    point = ms._multiply_and_add(u1, u2, key)
+    if total == 0:
+        assert point[2] == 0
+    else:
+        assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
 
 
 def test_a_public_key_is_read_in_both_forms_and_any_line_ending() -> None:
@@ -1516,10 +1520,10 @@ def test_demo_mode_looks_at_no_credential() -> None:
     assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
 
 
-def test_a_non_ascii_owners_key_is_known_in_both_encodings() -> None:
+@pytest.mark.parametrize("text", ["schlüssel", "schlüssel".encode().decode("latin-1")])
+def test_a_non_ascii_owners_key_is_known_in_both_encodings(text: str) -> None:
     keys = ms.AuthConfig(False, "schlüssel", "b", None, "c", 900)
-    for text in ("schlüssel", "schlüssel".encode().decode("latin-1")):
-        assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
+    assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
 
 
 def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
@@ -4253,13 +4257,13 @@ def test_a_picture_that_is_too_large_for_a_preview_is_shown_smaller(tmp_path, mo
     stop_host(thumbnails, host)
 
 
-def test_transparent_colours_of_palettes_stay_transparent(thumbnails, tmp_path, pillow):
+@pytest.mark.parametrize("name", ["a.gif", "b.png"])
+def test_transparent_colours_of_palettes_stay_transparent(thumbnails, tmp_path, pillow, name):
     pillow.new("P", (600, 300), 3).save(tmp_path / "a.gif", transparency=3)
     pillow.new("RGB", (600, 300), RED).save(tmp_path / "b.png", transparency=RED)
-    for name in ("a.gif", "b.png"):
-        made = make(thumbnails, tmp_path / name)
-        assert made.mode == "RGBA"
-        assert made.getpixel((9, 9))[3] == 0
+    made = make(thumbnails, tmp_path / name)
+    assert made.mode == "RGBA"
+    assert made.getpixel((9, 9))[3] == 0
 
 
 def sixteen_bits(colour_type, *values, key=b""):
@@ -4338,29 +4342,29 @@ def test_around_a_first_frame_that_is_smaller_than_its_animation_there_is_nothin
     assert [made.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 0, 0, 0)]
 
 
-def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow):
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow, name):
     frames = [pillow.new("RGB", (300, 300), colour) for colour in (RED, GREEN, BLUE)]
-    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        made = make(thumbnails, tmp_path / name).convert("RGB")
-        assert near(made.getpixel((99, 99)), RED), name
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    made = make(thumbnails, tmp_path / name).convert("RGB")
+    assert near(made.getpixel((99, 99)), RED), name
 
 
-def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name):
     exif = pillow.Exif()
     exif[0x010F] = "Camera"
     exif.get_ifd(0x8825)[1] = "N"
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
-    for name in ("a.jpg", "a.png", "a.webp"):
-        quadrants(pillow).save(tmp_path / name, **secret)
-        assert make(thumbnails, tmp_path / name) is not None
-        png = thumbnails.read(SHA)
-        kinds, at = set(), 8
-        while at < len(png):
-            length, kind = struct.unpack_from(">I4s", png, at)
-            kinds.add(kind)
-            at += length + 12
-        assert kinds == {b"IHDR", b"IDAT", b"IEND"}, name
+    quadrants(pillow).save(tmp_path / name, **secret)
+    assert make(thumbnails, tmp_path / name) is not None
+    png = thumbnails.read(SHA)
+    kinds, at = set(), 8
+    while at < len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        kinds.add(kind)
+        at += length + 12
+    assert kinds == {b"IHDR", b"IDAT", b"IEND"}, name
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns, as it may
@@ -4749,13 +4753,13 @@ def test_a_video_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, p
     assert make(thumbnails, source, "image") is None
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_a_video_that_ends_before_the_second_asked_for_is_shown_by_its_first_frame(
-    thumbnails, tmp_path, pillow, ffmpeg
+    thumbnails, tmp_path, pillow, ffmpeg, name
 ):
     options = ("-frames:v", "1", "-c:v", "mpeg4")
-    for name in ("a.mp4", "a.mkv", "a.avi"):
-        short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
-        assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
+    short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
+    assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0x94), ("arib-std-b67", 0xBF)])
@@ -5850,10 +5854,11 @@ def test_a_head_is_formatted() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\r", "\n", "€"])
-def test_an_answer_cannot_be_split(text: str) -> None:
-    for field in [("X", text), (text, "x")]:
-        with pytest.raises(ValueError):
-            ms.format_head(200, [("A", "b"), field, ("C", "d")])
+@pytest.mark.parametrize("where", ["name", "value"])
+def test_an_answer_cannot_be_split(text: str, where: str) -> None:
+    field = ("X", text) if where == "value" else (text, "x")
+    with pytest.raises(ValueError):
+        ms.format_head(200, [("A", "b"), field, ("C", "d")])
 
 
 # ======================================================================================
@@ -7347,10 +7352,13 @@ def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(st
     assert files_below(running.storage) == before
 
 
-def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server):
-    for query in ("", f"&version={10**30}", f"&filter_param=parent_id={10**30}"):
-        answer = server.get(f"/entity/?page={10**30}{query}").json
-        assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+@pytest.mark.parametrize("query", ["", f"&version={10**30}", f"&filter_param=parent_id={10**30}"])
+def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server, query):
+    answer = server.get(f"/entity/?page={10**30}{query}").json
+    assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+
+
+def test_a_page_of_media_far_beyond_the_last_is_empty(server):
     assert server.get(f"/media?page={10**30}").json["files"] == []
 
 
@@ -10314,60 +10322,88 @@ def test_a_list_is_paged_as_in_django_and_its_links_work(django):
     assert django.listed("page=last&page_size=5")["next"] is None
 
 
-def test_page_and_page_size_are_read_as_django_reads_them(server, django):
+@pytest.fixture(scope="module")
+def twelve(server: Server) -> User:
+    """A user of twelve collections."""
+    user = User(server, next(SERIAL))
     for _ in range(12):
-        django.shelf()
-    for query, count in {
-        "": 10, "page_size=3": 3, "page_size=0": 10, "page_size=-4": 10, "page_size=x": 10,
-        "page_size=": 10, "page_size=100000000000000000000": 12, "page_size=1000": 12, "page=2": 2,
-        "page=last": 2, "page=": 10, "page=3": None, "page=0": None, "page=-1": None,
-        "page=x": None, "page=9999999999999999999999": None,
-    }.items():  # fmt: skip
-        status, value = django.call("GET", f"{SHELVES}?{query}")
-        if count is None:
-            assert (status, value) == (404, {"detail": "Invalid page."}), query
-        else:
-            assert (status, len(value["results"])) == (200, count), query
+        user.shelf()
+    return user
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", 10), ("page_size=3", 3), ("page_size=0", 10), ("page_size=-4", 10),
+        ("page_size=x", 10), ("page_size=", 10), ("page_size=100000000000000000000", 12),
+        ("page_size=1000", 12), ("page=2", 2), ("page=last", 2), ("page=", 10),
+    ],
+)  # fmt: skip
+def test_page_and_page_size_are_read_as_django_reads_them(twelve, query, count):
+    status, value = twelve.call("GET", f"{SHELVES}?{query}")
+    assert (status, len(value["results"])) == (200, count)
+
+
+@pytest.mark.parametrize("page", ["3", "0", "-1", "x", "9999999999999999999999"])
+def test_a_page_that_is_not_there_is_404_as_in_django(twelve, page):
+    answer = twelve.call("GET", f"{SHELVES}?page={page}")
+    assert answer == (404, {"detail": "Invalid page."})
+
+
+def test_a_page_has_at_most_a_hundred_records(django):
     together(10, lambda _: [django.record() for _ in range(11)])
     page = django.listed("page_size=101")
     assert (len(page["results"]), page["next"] is not None) == (100, True)
 
 
-def test_a_search_takes_every_word_in_any_case_and_no_wildcards(django):
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("straße", "a"), ("STRASSE", "a"), ("ÉTÉ", "b"), ("été  100%", "b"), ("100%", "b"),
+        ("%", "b"), ("_", "c"), ("10_", ""), ("ΟΔΟΣ", "c"), ("a\\", ""), ("weg c_", "c"),
+        ("weg c_ nichts", ""), ("'", ""),
+    ],
+)  # fmt: skip
+def test_a_search_takes_every_word_in_any_case_and_no_wildcards(django, search, found):
     django.record(name="Große Straße", description="a")
     django.record(name="L'Été"[2:], description="b 100%")
     django.record(name="C_Weg", description="c οδός οδος")
-    for search, found in {
-        "straße": "a", "STRASSE": "a", "ÉTÉ": "b", "été  100%": "b", "100%": "b", "%": "b",
-        "_": "c", "10_": "", "ΟΔΟΣ": "c", "a\\": "", "weg c_": "c", "weg c_ nichts": "", "'": "",
-    }.items():  # fmt: skip
-        page = django.listed(urlencode({"search": search}))
-        assert "".join(item["description"][0] for item in page["results"]) == found, search
-    for wrong in ("a%00b", "+".join(map(str, range(99)))):
-        assert django.call("GET", f"{MEDIA}?search={wrong}")[0] == 400
+    page = django.listed(urlencode({"search": search}))
+    assert "".join(item["description"][0] for item in page["results"]) == found
 
 
-def test_a_list_is_ordered_as_asked_and_can_be_of_one_type(django):
+@pytest.mark.parametrize("search", ["a%00b", "+".join(map(str, range(99)))], ids=["NUL", "long"])
+def test_what_cannot_be_searched_for_is_400(django, search):
+    assert django.call("GET", f"{MEDIA}?search={search}")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("ordering=name", "abc"), ("ordering=-name", "cba"), ("ordering=size", "bca"),
+        ("ordering=-size", "acb"), ("ordering=created_at", "cab"), ("ordering=-created_at", "bac"),
+        ("ordering=nonsense", "bac"), ("ordering=-id", "bac"), ("ordering=", "bac"),
+        ("ordering=nonsense,name", "abc"), ("ordering=--name", "bac"), ("type=video", "a"),
+        ("type=", "bac"),
+    ],
+)  # fmt: skip
+def test_a_list_is_ordered_as_asked_and_can_be_of_one_type(django, query, names):
     for name, size, kind in (("c", 2, "image"), ("a", 3, "video"), ("b", 1, "audio")):
         django.record(name=name, size=size, type=kind)
-    for query, names in {
-        "ordering=name": "abc", "ordering=-name": "cba", "ordering=size": "bca",
-        "ordering=-size": "acb", "ordering=created_at": "cab", "ordering=-created_at": "bac",
-        "ordering=nonsense": "bac", "ordering=-id": "bac", "ordering=": "bac",
-        "ordering=nonsense,name": "abc", "ordering=--name": "bac", "type=video": "a",
-        "type=": "bac",
-    }.items():  # fmt: skip
-        page = django.listed(query)
-        assert "".join(item["name"] for item in page["results"]) == names, query
+    page = django.listed(query)
+    assert "".join(item["name"] for item in page["results"]) == names
+
+
+def test_a_type_that_is_none_cannot_be_listed(django):
     assert django.listed("type=pdf") == {"type": ['"pdf" is not a valid choice.']}
 
 
-def test_equal_records_keep_their_order_over_pages(django):
+@pytest.mark.parametrize("ordering", ["name", "-size"])
+def test_equal_records_keep_their_order_over_pages(django, ordering):
     keys = sorted(django.record(name="same", size=1)["id"] for _ in range(5))
-    for ordering in ("name", "-size"):
-        queries = [f"ordering={ordering}&page_size=2&page={page}" for page in (1, 2, 3)]
-        listed = [item["id"] for query in queries for item in django.listed(query)["results"]]
-        assert listed == keys[:: -1 if ordering.startswith("-") else 1]
+    queries = [f"ordering={ordering}&page_size=2&page={page}" for page in (1, 2, 3)]
+    listed = [item["id"] for query in queries for item in django.listed(query)["results"]]
+    assert listed == keys[:: -1 if ordering.startswith("-") else 1]
 
 
 def test_an_upload_lies_in_the_users_folder_and_is_served_to_those_who_may(server, django):
@@ -11184,9 +11220,12 @@ def test_a_form_that_cannot_be_is_400_and_leaves_nothing(entities):
     assert entities.files() == before
 
 
+@pytest.mark.parametrize("tail", ["", "/file", "/versions"])
+def test_an_unknown_entity_is_404(entities, tail):
+    assert isinstance(entities.get(f"987654321{tail}", 404)["detail"], str)
+
+
 def test_an_unknown_entity_is_404_whatever_is_sent(entities):
-    for tail in ("", "/file", "/versions"):
-        assert isinstance(entities.get(f"987654321{tail}", 404)["detail"], str)
     entities.send("PUT", "987654321", expect=404, label="x")
     entities.send("PUT", "987654321", b"no picture", 404)
     entities.send("PATCH", "987654321", expect=404)
@@ -15603,14 +15642,17 @@ def test_only_nginx_gets_the_redirect(behind):
         assert answer.body == BIG
 
 
-def test_the_internal_locations_are_closed(behind):
-    forged = {"X_Accel_Redirect": "/.accel/library/big.png"}
-    for path in (
-        "library/big.png", "images/private.png", "library/../images/private.png",
-        "library/.mediaserver/secrets.env", "",
-    ):  # fmt: skip
-        assert behind.site.get(f"/.accel/{path}", **forged).status == 404
-    assert behind.site.get("/health", **forged).status == 200
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/.accel/library/big.png", 404), ("/.accel/images/private.png", 404),
+        ("/.accel/library/../images/private.png", 404),
+        ("/.accel/library/.mediaserver/secrets.env", 404), ("/.accel/", 404), ("/health", 200),
+    ],
+)  # fmt: skip
+def test_the_internal_locations_are_closed(behind, path, status):
+    answer = behind.site.get(path, X_Accel_Redirect="/.accel/library/big.png")
+    assert answer.status == status
 
 
 def test_private_and_signed_files_pass_through(behind):
