@@ -3266,6 +3266,37 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     assert (held.exists(), spare.is_missed) == (True, False)
 
 
+def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
+    few = types.SimpleNamespace(f_bavail=ms.SPARE_BYTES - 1, f_frsize=1)
+    monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
+    spare = ms.SpareSpace(tmp_path / "index")
+    spare.hold()
+    assert (spare.is_missed, [*tmp_path.iterdir()]) == (True, [])
+
+
+def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
+    index.copy_to(tmp_path / "copy")
+    index.write(lambda db: index.users.add(db, an_account(), 0.0))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    names = ("copy", "index", "index-wal", "index-shm", "index-spare")
+    assert modes == dict.fromkeys(names, 0o600)
+
+
+@pytest.mark.parametrize("is_harmed", [False, True])
+def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
+    index, monkeypatch, is_harmed
+):
+    index.close()
+    if is_harmed:
+        overwrite_pages(index.path, 1000)
+    monkeypatch.setattr(ms, "CHECK_BYTES", 0)
+    with contextlib.closing(ms.open_index(index.path)) as opened:
+        said: list[str] = []
+        opened.on_damage = said.append
+        opened.check()
+    assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
+
+
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
     for name, made in (("a", True), ("b", False), ("c", None)):
         asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
@@ -14975,6 +15006,7 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     running = start()
     kept = fill_families(running)
     running.stop()
+    kept_sha = sha256(kept["media"].read_bytes())
     for name in ("library", "images", "users", "entities"):
         rot(kept[name])
     kept["put"].write_bytes(png(9, 9))
@@ -14983,7 +15015,8 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
     larger = running.data / "previews" / f"{'0' * 64}-720.webp"
     unseen = running.storage / os.fsdecode(b"unseen \xff.jpg")
-    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen)})
+    known = running.storage / ".thumbnails" / f"{kept_sha}.png"
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen, known)})
     told = run_verify(running.storage, status=1)
     damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
     assert (told["ok"], set(told["damaged"]), told["missing"]) == (

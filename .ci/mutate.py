@@ -28,6 +28,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -114,6 +115,16 @@ def change(node: Any) -> ast.AST:
     else:
         made = ast.Pass()
     return ast.fix_missing_locations(ast.copy_location(made, node))
+
+
+def nodes_to_change(node: ast.AST) -> Iterator[ast.AST]:
+    """What of a function can be changed: annotations do nothing."""
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and field not in {"annotation", "returns"}:
+                if can_change(child):
+                    yield child
+                yield from nodes_to_change(child)
 
 
 class Replace(ast.NodeTransformer):
@@ -310,9 +321,7 @@ class Mutation:
             (name, function, node)
             for name, function in functions(ast.parse(SOURCE)).items()
             if section_of(ms.__file__, function.lineno - 1) == section
-            for statement in function.body
-            for node in ast.walk(statement)
-            if can_change(node)
+            for node in nodes_to_change(function)
         ]
         random.Random(options.seed).shuffle(mutants)
         counts = {"killed": 0, "survived": 0, "not called": 0}
