@@ -5155,6 +5155,18 @@ def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     assert noted == (ms.FACTS_VERSION if problem == "one is gone" else "1")
 
 
+def test_a_folder_that_is_away_is_named_where_files_were_in_it(scanning, capsys):
+    scanning.path.rmdir()
+    assert scanning.scanner.scan()  # it was never there
+    assert "is its disk mounted?" not in capsys.readouterr().err
+    fill(scanning.path, {"a.png": png()})
+    assert scanning.scanner.scan()
+    shutil.rmtree(scanning.path)
+    assert not scanning.scanner.scan()
+    assert f"nothing is in {scanning.path}: is its disk mounted?" in capsys.readouterr().err
+    assert set(scanning.states()) == {"a.png"}
+
+
 def test_a_scan_reads_what_is_new_or_changed_and_nothing_else(scanning, monkeypatch):
     read, real = list[str](), ms.describe
 
@@ -6253,19 +6265,18 @@ def test_a_file_found_too_large_on_its_way_is_413_and_leaves_nothing(start):
     assert files_below(running.storage) == before
 
 
-def test_a_client_that_goes_away_leaves_nothing(server):
-    def on_their_way() -> int:
-        return len(list((server.storage / ".incoming").glob("*")))
-
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_client_that_goes_away_leaves_nothing(server, is_reset):
+    folder = server.storage / ".incoming"
+    before = {*folder.glob("*")}  # what other tests have begun
     head, body = upload_request(png_of(500_000))
-    for ending in ("close", "reset"):
-        with Raw(server) as raw:
-            raw.send(head + body[:300_000])
-            wait_until(lambda: on_their_way() == 1, "the upload to begin")
-            if ending == "reset":
-                linger = struct.pack("ii", 1, 0)
-                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        wait_until(lambda: on_their_way() == 0, "the upload to be given up")
+    with Raw(server) as raw:
+        raw.send(head + body[:300_000])
+        wait_until(lambda: {*folder.glob("*")} - before, "the upload to begin")
+        if is_reset:
+            linger = struct.pack("ii", 1, 0)
+            raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    wait_until(lambda: not {*folder.glob("*")} - before, "the upload to be given up")
 
 
 def test_hundreds_of_idle_connections_disturb_nobody(server):
@@ -7342,7 +7353,7 @@ def test_a_path_is_found_as_it_is_meant(server, path, status):
 def test_put_with_nul_or_a_broken_name_stores_nothing(server, name, status):
     before = files_below(server.storage)
     assert server.put(f"/image/{name}", png()).status == status
-    assert files_below(server.storage) == before
+    assert files_below(server.storage) <= before
 
 
 @pytest.mark.parametrize(
@@ -7375,7 +7386,7 @@ def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
     answer = server.request("POST", path, body, headers)
     assert answer.status == status, answer.body
     assert set(answer.json) == {"detail"}
-    assert files_below(server.storage) == before
+    assert files_below(server.storage) <= before
 
 
 @pytest.mark.parametrize(
@@ -7725,11 +7736,14 @@ def test_what_is_no_image_by_name_or_content_is_400_and_leaves_nothing(server, f
     answer = server.upload(content() if callable(content) else content, filename)
     assert answer.status == 400
     assert set(answer.json) == {"detail"}
-    assert files_below(server.storage) == before
+    assert files_below(server.storage) <= before
 
 
 def files_below(folder: Path) -> set[str]:
-    """Every file but those of the server itself and thumbnails, also those on their way in."""
+    """Every file but those of the server itself and thumbnails, also those on their way in.
+
+    Of a server that others use, too, what they have begun may go at any time: compare by `<=`.
+    """
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -12976,7 +12990,7 @@ def test_a_link_to_what_is_deleted_shows_and_takes_nothing(closed, kind):
     before = files_below(closed.storage)
     sent = closed.send_file("POST", f"{local(made['url'])}/upload", png(), "x.png", {})
     assert sent.status == 404
-    assert files_below(closed.storage) == before
+    assert files_below(closed.storage) <= before
     assert closed.call("POST", "/shares", {"kind": kind, "target": target}, headers)[0] == 404
 
 
