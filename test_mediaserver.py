@@ -5236,6 +5236,43 @@ def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_lat
     assert decoding.states() == {"a.png": 1, "b.png": None}
 
 
+def test_there_are_no_thumbnails_of_audio(scanning):
+    facts = ms.Facts("audio", "audio/mpeg", "mp3")
+    asset = ms.Asset("ab" * 32, 1, facts)
+    file = ms.File("library", "a.mp3", asset.sha256, 1, 2, 3.0, 4.0)
+    assert scanning.renditions.ensure_thumbnail(file, asset) is ms.Outcome.IMPOSSIBLE
+
+
+def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(decoding, monkeypatch):
+    def refuse(*_: Any) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding.folder, "open", refuse)
+        assert not decoding.renditions.make_all()
+    assert decoding.states() == {"a.png": None, "b.png": None}
+    assert decoding.renditions.make_all()
+    assert decoding.states() == {"a.png": 1, "b.png": 1}
+
+
+def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
+    scanning, monkeypatch
+):
+    watcher, go, begun = ms.Watcher(scanning.folder, scanning.scanner), threading.Event(), []
+
+    def is_missing() -> bool:
+        begun.append(go.wait(DEADLINE))
+        return True
+
+    monkeypatch.setattr(scanning.folder, "is_missing", is_missing)
+    monkeypatch.setattr(ms, "LOOK_SECONDS", 0.05)
+    assert watcher.look() == ms.Sight(hangs=True)
+    monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
+    threading.Timer(0.05, go.set).start()
+    assert watcher.look() == ms.Sight(missing=True)
+    assert begun == [True], "both have had the same look"
+
+
 @pytest.mark.parametrize("away", ["folder", "disk below"])
 def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away):
     scanner, looks = scanning.scanner, iter([True, True, False])
