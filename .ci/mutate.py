@@ -2,7 +2,7 @@
 
 PYTHONPATH=.ci python -m pytest -q -s -p mutate --mutate SECTION,... [--mutants N] [--seed N].
 First every test runs once, and it is noted which functions it calls, in this process or in a
-server; `--calls FILE` keeps that for the next time. Each mutant then lives in a forked child, in
+server; `--calls=FILE` keeps that for the next time. Each mutant then lives in a forked child, in
 which the tests that call its function run until one fails: the function has the other code
 there, and so has the bytecode that this child's servers are started from. Python 3.12 or later.
 """
