@@ -4117,11 +4117,12 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
 def try_thumbnail(
     thumbnails, source, kind="image", duration=None, sha256=SHA, root="library", ahead=False
 ):
-    with open(source, "rb", buffering=0) as file:
+    folder = ms.Folder(root, source.parent, make=False, buffers=ms.WriteBuffers())
+    with folder.open(source.name) as file:
         facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
-        facts = facts._replace(kind=kind, duration=duration)
-        known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
-        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts), ahead=ahead)
+        known = ms.File(root, source.name, sha256, *ms.state_of(os.fstat(file.fileno())), 0)
+    asset = ms.Asset(sha256, known.size, facts._replace(kind=kind, duration=duration))
+    return thumbnails.make(folder, known, asset, ahead=ahead)
 
 
 def near(pixel, colour):
@@ -5015,6 +5016,19 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     decoding.thumbnails._deaths.clear()
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
+
+
+def test_a_picture_that_cannot_be_read_keeps_no_other_one_from_its_thumbnail(
+    decoding, monkeypatch
+):
+    fill(decoding.path, {f"{size}.png": png(size, 9) for size in range(20, 26)})
+    assert decoding.scanner.scan()
+    unreadable = decoding.index.assets.without_thumbnail(["image"], 1, "")[0][0]
+    ensure = failing(decoding.renditions.ensure_thumbnail, OSError(errno.EIO, "no"), unreadable)
+    monkeypatch.setattr(decoding.renditions, "ensure_thumbnail", ensure)
+    assert not decoding.renditions.make_all()
+    missing = [name for name, thumbnail in decoding.states().items() if thumbnail is None]
+    assert missing == [unreadable.path]
 
 
 def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
@@ -16131,7 +16145,7 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY["en"].policy]
+    assert answer.headers.get_all("Content-Security-Policy") == [ms.gallery_page("en").policy]
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
         assert len(answer.headers.get_all(name) or ()) == 1, name
     assert "Cross-Origin-Resource-Policy" not in answer.headers
