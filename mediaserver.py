@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
+# file, 50       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
@@ -19,7 +19,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 #                Index.write (Files.put) -> finish
 # entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 41   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
@@ -3867,7 +3867,7 @@ class Rows(Table, Generic[T]):
 
 def where_clause(*conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
     """Return what follows a table of which rows are wanted, and the conditions' values."""
-    words = " AND ".join(condition for condition, _ in conditions) or "1"
+    words = " AND ".join([condition for condition, _ in conditions]) or "1"
     return f"WHERE {words}", [value for words, value in conditions if "?" in words]
 
 
@@ -4096,7 +4096,7 @@ class Index:
         for change in changes:
             change.error = None
         try:
-            durable = any(change.durable for change in changes)
+            durable = True in [change.durable for change in changes]
             if durable != self._durable:
                 self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 self._durable = durable
@@ -4267,7 +4267,7 @@ INSERT_ASSET = (
 
 def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
     """Add a row or change the one with its id, which is the first column; return that id."""
-    changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
+    changes = ", ".join([f"{name} = excluded.{name}" for name in columns[1:]])
     into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(columns)})"
     sql = f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
     return db.execute(sql, row).fetchone()[0]
@@ -4876,7 +4876,7 @@ def search_text(*texts: str | None) -> str:
     >>> search_text("STRASSE", None, "Ä") == search_text("straße", "", "ä")
     True
     """
-    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
+    return "\0".join([(text or "").casefold() for text in texts])  # no client's text has a NUL
 
 
 # What shows the same asset in the same collection as a record, and was perhaps deleted

@@ -3224,7 +3224,9 @@ def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
 def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
     counted: list[str] = []
     read = index.read
-    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    monkeypatch.setattr(
+        index, "read", lambda *given, **db: counted.append(given[0]) or read(*given, **db)
+    )
     assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
     assert len([sql for sql in counted if "count(*)" in sql]) == 1
     index.set_meta("x", "1")
