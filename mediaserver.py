@@ -37,7 +37,8 @@ if __name__ == "__main__":
     import signal
 
     # SIGHUP means a scan, as soon as there is a scanner: until then it waits, and ends nothing.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # The others wait until it is known what they are to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
 
 if __name__ == "__main__" and __file__.endswith(".py"):
     # Python compiles a script at each start, and 38 MB stay with the process for it (measured):
@@ -20909,6 +20910,9 @@ LISTEN_HINTS: Mapping[int | None, str] = {
 @command("serve")
 def serve(settings: Settings) -> None:
     """Run the server, until SIGTERM or SIGINT (the default)."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it listens there is nothing to finish
+        signal.signal(number, lambda number, frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     for descriptor in range(3):  # one that was closed would be a file's or a client's
         try:
             os.fstat(descriptor)
@@ -21145,7 +21149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = parse_command_line(given)
         run = call.command.run
         if run is not serve:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with usable_places(call.settings):
             return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:
