@@ -13019,12 +13019,10 @@ class Application(Service):
             return None
         if turn and is_remote(hot.state[0]):
             return None
-        principal = ANONYMOUS
-        if head.authorization is not None or hot.access is not OPEN:
-            known = self.recall(head)
-            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
-                return None
-            principal = known
+        is_open = head.authorization is None and hot.access is OPEN
+        principal = ANONYMOUS if is_open else self._recall(head, hot.access)
+        if principal is None:
+            return None
         status = hot.choose(head)
         try:
             if status or hot.is_small:
@@ -13064,12 +13062,13 @@ class Application(Service):
         hot.prepared[status] = response.prepare()
         return response
 
-    def recall(self, head: RequestHead) -> Principal | None:
-        """Return who a request's credentials were good for before, if they still are."""
-        cookies = head.headers.get("cookie", "")
-        return recall_principal(
-            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
-        )
+    def _recall(self, head: RequestHead, access: Access) -> Principal | None:
+        """Return who makes a request, if that is remembered and has the access."""
+        app, cookies = self.app, head.headers.get("cookie", "")
+        known = recall_principal(head.authorization, cookies, app.keys, app.tokens, time.time())
+        if known is None or not allows(access, known, app.settings.read_auth_enabled):
+            return None
+        return known
 
 
 class Accepted(Exchange):
@@ -13131,12 +13130,10 @@ def close_source(content: Content) -> None:
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
-    """Whether a file answer can be begun without waiting for the disk; a short one is read."""
-    if response.status == 304 or head.method == "HEAD":
+    """Whether a file answer can be begun in the selector's thread; a short one is read for it."""
+    if response.status == 304 or head.method == "HEAD" or response.length > HOT_FILE_BYTES:
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if (response.length) > HOT_FILE_BYTES:
-        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
     pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
     if None in pieces:
         return False
