@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
+# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 180    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
@@ -12850,16 +12850,16 @@ class Application(Service):
             if request.upload is not None:
                 request.upload.discard()
 
-    def need_writer(self) -> None:
+    def _need_writer(self) -> None:
         """Refuse what a server that only reads cannot do (503)."""
         if writer := self.app.settings.read_only:
             raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
 
-    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
+    def _take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
-            self.need_writer()  # which counts for all
+            self._need_writer()  # which counts for all
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12877,23 +12877,18 @@ class Application(Service):
         if head.method == "OPTIONS":
             preflight = "access-control-request-method" in head.headers
             if found or head.path == "*" or preflight:
-                return self.answer_options(request, found)
-        self.identify(request)  # a wrong credential is refused on every path
-        item, parameters = self.choose(head, found)
+                return self._answer_options(request, found)
+        self._identify(request)  # a wrong credential is refused on every path
+        item, parameters = self._choose(head, found)
         if not (item.reads or head.method in {"GET", "HEAD"}):
-            self.need_writer()
+            self._need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         if request.principal.grant:
-            self.take_use(request, request.principal.grant, item)
+            self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
-            problems: list[FieldError] = []
-            parsed = collect_declared(item.parameters, parameters, "path", problems)
-            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-            if problems:
-                raise ValidationError(*problems)
-            parameters = {**parameters, **parsed}
+            parameters = self._parse_fields(request, item, parameters)
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
@@ -12907,7 +12902,18 @@ class Application(Service):
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
+    def _parse_fields(
+        self, request: Request, item: Route, parameters: dict[str, str]
+    ) -> dict[str, Any]:
+        """Parse what a route reads of the query, and of the path: return the path's parameters."""
+        problems: list[FieldError] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise ValidationError(*problems)
+        return {**parameters, **parsed}
+
+    def _choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12916,7 +12922,7 @@ class Application(Service):
             raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
         return found[method]
 
-    def identify(self, request: Request) -> None:
+    def _identify(self, request: Request) -> None:
         """Find who makes a request; 401 for a wrong credential or a disabled account."""
         app, query = self.app, request.head.query
         request.pairs = parse_query(query) if query else []
@@ -12938,7 +12944,7 @@ class Application(Service):
             principal = narrow(principal.grant, request.head.method, path)
         request.principal = principal
 
-    def answer_options(self, request: Request, found: Choice) -> Response:
+    def _answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -13036,7 +13042,7 @@ class Application(Service):
         except OSError:
             return None
         if status:
-            prepared = hot.prepared.get(status) or self.prepare(hot, status)
+            prepared = hot.prepared.get(status) or self._prepare(hot, status)
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content, hot.fields)
@@ -13050,7 +13056,7 @@ class Application(Service):
         self.finish(head, response)
         return response
 
-    def prepare(self, hot: HotFile, status: int) -> Response:
+    def _prepare(self, hot: HotFile, status: int) -> Response:
         """Put an answer with a hot file together that is the same whoever asks."""
         if status == 304:
             response = Response(304, hot.fields[2:])
