@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, _identify, require)
+# file, 51       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 180    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
@@ -19,7 +19,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 #                Index.write (Files.put) -> finish
 # entity, 232    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 48   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
