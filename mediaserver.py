@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
+# file, 51       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
@@ -19,7 +19,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 #                Index.write (Files.put) -> finish
 # entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 48   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ if __name__ == "__main__":
     import signal
 
     # SIGHUP means a scan, as soon as there is a scanner: until then it waits, and ends nothing.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # The others wait until it is known what they are to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
 
 if __name__ == "__main__" and __file__.endswith(".py"):
     # Python compiles a script at each start, and 38 MB stay with the process for it (measured):
@@ -12799,16 +12800,16 @@ class Application(Service):
             if request.upload is not None:
                 request.upload.discard()
 
-    def need_writer(self) -> None:
+    def _need_writer(self) -> None:
         """Refuse what a server that only reads cannot do (503)."""
         if writer := self.app.settings.read_only:
             raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
 
-    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
+    def _take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
-            self.need_writer()  # which counts for all
+            self._need_writer()  # which counts for all
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12826,23 +12827,18 @@ class Application(Service):
         if head.method == "OPTIONS":
             preflight = "access-control-request-method" in head.headers
             if found or head.path == "*" or preflight:
-                return self.answer_options(request, found)
-        self.identify(request)  # a wrong credential is refused on every path
-        item, parameters = self.choose(head, found)
+                return self._answer_options(request, found)
+        self._identify(request)  # a wrong credential is refused on every path
+        item, parameters = self._choose(head, found)
         if not (item.reads or head.method in {"GET", "HEAD"}):
-            self.need_writer()
+            self._need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         if request.principal.grant:
-            self.take_use(request, request.principal.grant, item)
+            self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
-            problems: list[FieldError] = []
-            parsed = collect_declared(item.parameters, parameters, "path", problems)
-            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-            if problems:
-                raise ValidationError(*problems)
-            parameters = {**parameters, **parsed}
+            parameters = self._parse_fields(request, item, parameters)
         there = item.before and item.before(self.app, request, **parameters)
         if there and head.method in CHANGING_METHODS:
             check_preconditions(head.headers, *validators_of(there), changes=True)
@@ -12857,7 +12853,18 @@ class Application(Service):
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
+    def _parse_fields(
+        self, request: Request, item: Route, parameters: dict[str, str]
+    ) -> dict[str, Any]:
+        """Parse what a route reads of the query, and of the path: return the path's parameters."""
+        problems: list[FieldError] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise ValidationError(*problems)
+        return {**parameters, **parsed}
+
+    def _choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12866,7 +12873,7 @@ class Application(Service):
             raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
         return found[method]
 
-    def identify(self, request: Request) -> None:
+    def _identify(self, request: Request) -> None:
         """Find who makes a request; 401 for a wrong credential or a disabled account."""
         app, query = self.app, request.head.query
         request.pairs = parse_query(query) if query else []
@@ -12890,7 +12897,7 @@ class Application(Service):
             principal = narrow(principal.grant, request.head.method, path)
         request.principal = principal
 
-    def answer_options(self, request: Request, found: Choice) -> Response:
+    def _answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -12973,12 +12980,10 @@ class Application(Service):
             return None
         if turn and is_remote(hot.state[0]):
             return None
-        principal = ANONYMOUS
-        if head.authorization is not None or hot.access is not OPEN:
-            known = self.recall(head)
-            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
-                return None
-            principal = known
+        is_open = head.authorization is None and hot.access is OPEN
+        principal = ANONYMOUS if is_open else self._recall(head, hot.access)
+        if principal is None:
+            return None
         status = hot.choose(head)
         try:
             if status or hot.is_small:
@@ -12992,7 +12997,7 @@ class Application(Service):
         except OSError:
             return None
         if status:
-            prepared = hot.prepared.get(status) or self.prepare(hot, status)
+            prepared = hot.prepared.get(status) or self._prepare(hot, status)
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content, hot.fields)
@@ -13006,7 +13011,7 @@ class Application(Service):
         self.finish(head, response)
         return response
 
-    def prepare(self, hot: HotFile, status: int) -> Response:
+    def _prepare(self, hot: HotFile, status: int) -> Response:
         """Put an answer with a hot file together that is the same whoever asks."""
         if status == 304:
             response = Response(304, hot.fields[2:])
@@ -13018,12 +13023,13 @@ class Application(Service):
         hot.prepared[status] = response.prepare()
         return response
 
-    def recall(self, head: RequestHead) -> Principal | None:
-        """Return who a request's credentials were good for before, if they still are."""
-        cookies = head.headers.get("cookie", "")
-        return recall_principal(
-            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
-        )
+    def _recall(self, head: RequestHead, access: Access) -> Principal | None:
+        """Return who makes a request, if that is remembered and has the access."""
+        app, cookies = self.app, head.headers.get("cookie", "")
+        known = recall_principal(head.authorization, cookies, app.keys, app.tokens, time.time())
+        if known is None or not allows(access, known, app.settings.read_auth_enabled):
+            return None
+        return known
 
 
 class Accepted(Exchange):
@@ -13093,12 +13099,10 @@ def close_source(content: Content) -> None:
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
-    """Whether a file answer can be begun without waiting for the disk; a short one is read."""
-    if response.status == 304 or head.method == "HEAD":
+    """Whether a file answer can be begun in the selector's thread; a short one is read for it."""
+    if response.status == 304 or head.method == "HEAD" or response.length > HOT_FILE_BYTES:
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if (response.length) > HOT_FILE_BYTES:
-        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
     pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
     if None in pieces:
         return False
@@ -20842,6 +20846,9 @@ LISTEN_HINTS: Mapping[int | None, str] = {
 @command("serve")
 def serve(settings: Settings) -> None:
     """Run the server, until SIGTERM or SIGINT (the default)."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it listens there is nothing to finish
+        signal.signal(number, lambda number, frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     for descriptor in range(3):  # one that was closed would be a file's or a client's
         try:
             os.fstat(descriptor)
@@ -21078,7 +21085,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = parse_command_line(given)
         run = call.command.run
         if run is not serve:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with usable_places(call.settings):
             return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:

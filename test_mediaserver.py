@@ -336,7 +336,7 @@ for line in sys.stdin:
         os.environ.update(environment)
         os.chdir(folder)
         time.tzset()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, program.SIGNALS - {signal.SIGCHLD})
         sys.exit(program.main())
 """
 
@@ -1010,14 +1010,40 @@ def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, worker
     assert running.process.wait(DEADLINE) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@contextlib.contextmanager
+def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in which the program has begun: Python itself has, and it has read the file."""
+    command = [sys.executable, PROGRAM, *options]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.exists():
+            pytest.skip("needs /proc")
+        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")
+        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
+    tmp_path, number, command
+):
+    with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
+        process.send_signal(number)
+        code = process.wait(DEADLINE)
+        assert code == 0 if command == "serve" else code in {-number, 130}
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_sighup_ends_no_service_while_python_begins():
+    unit = (HERE / "mediaserver.service").read_text()
+    before = re.search("^ExecStart=(.*)/usr/bin/python3 ", unit, re.MULTILINE)[1].split()
+    assert said_by(*before, "sh", "-c", "kill -HUP $$; echo alive") == (0, "alive\n")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_ends_nothing_at_any_moment_and_a_flood_of_it_is_cheap(tmp_path, workers):
-    command = [sys.executable, PROGRAM, tmp_path, "--port", "0", "--workers", workers]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        status = Path(f"/proc/{process.pid}/status")
-        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")  # Python itself has begun
-        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+    with begun(tmp_path, str(tmp_path), "--port", "0", "--workers", workers) as process:
         flood = threading.Event()
 
         def send() -> None:
@@ -5307,7 +5333,7 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
     scanning, monkeypatch
 ):
-    watcher, go, begun = ms.Watcher(scanning.folder, scanning.scanner), threading.Event(), []
+    watcher, go, begun = ms.Watcher(scanning.folder, [], scanning.scanner), threading.Event(), []
 
     def is_missing() -> bool:
         begun.append(go.wait(DEADLINE))
@@ -13213,7 +13239,7 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         answer = server.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
         etag = answer.headers["ETag"]
-        other = b'{"detail":"The file is not the one that the request is about."}'
+        other = b'{"detail":"What is here is not what the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
         for fields, status, body in (
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
@@ -13900,7 +13926,7 @@ def test_the_gallery_can_be_installed(server):
     manifest = answer.json
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
     icons = {(icon["type"], icon["sizes"]): icon["src"] for icon in manifest["icons"]}
-    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "512x512")}
+    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "192x192")}
     for (mime_type, sizes), place in icons.items():
         answer = server.get(f"/{place}")
         assert answer.headers["Content-Type"] == mime_type
