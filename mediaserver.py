@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 51       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 211    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 48   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -6128,7 +6128,7 @@ class Incoming:
 
     def _write(self) -> None:
         """Write what is in the buffer, and hash it meanwhile."""
-        if self._buffer is None:
+        if self._buffer is None or not self._filled:
             return
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
@@ -6157,6 +6157,7 @@ class Incoming:
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
+        self._give_back()
         self.facts = probe(self.file, self._head or b"")
         self.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         self.md5 = "".join(rest)
@@ -6186,19 +6187,24 @@ class Incoming:
         """Hold no more than the file itself while no more comes."""
         self._write()
         self._head = b""
-        self._release()
-
-    def _release(self) -> None:
-        buffer, place, self._buffer, self._place = self._buffer, self._place, None, None
-        if buffer is not None:
-            self.folder.buffers.give_back(buffer)
-        if place is not None:
-            os.close(place.folder)
+        self._let_go()
 
     def close(self) -> None:
         """Let go of the file, which stays."""
-        self._release()
+        self._let_go()
         self.file.close()
+
+    def _let_go(self) -> None:
+        """Hold no more than the file itself."""
+        self._give_back()
+        place, self._place = self._place, None
+        if place is not None:
+            os.close(place.folder)
+
+    def _give_back(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self.folder.buffers.give_back(buffer)
 
     def discard(self, undo: bool = True) -> None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first."""
