@@ -4601,13 +4601,14 @@ class Users(Table):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        """Let an account in, or keep it out with all tokens that it has."""
+        """Let an account in, or keep it out for good with all tokens and links that it has."""
         # A clock that was wrong at its disabling must not keep out the tokens of later logins.
         sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
         soon = int(time.time()) + 1
         db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
             self._index.sessions.end_all(db, user.id)
+            db.execute("DELETE FROM share WHERE owner = ?", (user.id,))
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
         row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
@@ -11525,10 +11526,12 @@ class Logins:
         self._room = room
         self._ended = threading.Condition()
 
-    def check(self, account: str, client: str, password: str, stored: str) -> bool:
+    def check(
+        self, account: str, client: str, password: str, stored: str, *,
+        most: int = MAX_ACCOUNT_FAILURES,
+    ) -> bool:  # fmt: skip
         """Whether a password is right; 429 after too many that were not."""
-        address = f"address {network_of(client)}"
-        limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
+        limits = {account: most, f"address {network_of(client)}": MAX_ADDRESS_FAILURES}
         attempt = secrets.token_hex(8)
         with self._room.place():
             self._begin(attempt, limits)
@@ -12815,6 +12818,17 @@ def complete_headers(response: Response) -> None:
 
 REFUSALS = frozenset({401, 403, 429})
 MAX_LOGGED_PATH = 200  # characters
+SECRET_PATHS = re.compile(r"/+(s|shares|files)/+[^/]+")  # links and uploads
+
+
+def loggable_path(path: str) -> str:
+    """Return a path as a log may have it, without what lets in whoever knows it.
+
+    >>> loggable_path("/s/TOKEN/5f0c"), loggable_path("/image/a%20b.jpg")
+    ('/s/-/5f0c', '/image/a%20b.jpg')
+    """
+    hidden, count = SECRET_PATHS.subn(r"/\1/-", unquote(path))
+    return hidden if count else path
 
 
 def log_refusal(request: Request, error: HTTPError) -> None:
@@ -12824,7 +12838,7 @@ def log_refusal(request: Request, error: HTTPError) -> None:
     """
     if error.status not in REFUSALS or isinstance(error, CredentialMissing):
         return
-    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    principal, path = request.principal, loggable_path(request.head.path)[:MAX_LOGGED_PATH]
     who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
     about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
     warn(f"refused {printable_line(about)}")
@@ -14411,12 +14425,12 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    request.principal = find_maker(app, record.user_id)
+    request.principal = find_maker(app, record.user_id, int(expires) - FILE_URL_SECONDS)
     return record
 
 
-def find_maker(app: App, user_id: int | None) -> Principal:
-    """Return who made a link or a URL, with what he may do by now; 401 if he is kept out."""
+def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Principal:
+    """Return who made a link or a URL and what he may do by now; 401 if he was kept out since."""
     if user_id is None:
         return OWNER
     if user_id == DEMO.user_id:
@@ -14424,7 +14438,7 @@ def find_maker(app: App, user_id: int | None) -> Principal:
     else:
         permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
         maker = app.index.users.present(
-            Principal("maker", user_id, None, permissions, issued=math.inf)
+            Principal("maker", user_id, None, permissions, issued=made)
         )
     if maker is None:
         raise unauthorized("The account is disabled.")
@@ -14855,6 +14869,7 @@ SHARE_SECONDS = 30 * 86400
 SHARE_COOKIE = "mediaserver_share"
 SHARE_COOKIE_SECONDS = 12 * 3600
 MAX_SHARED = 1000  # files that one link lists
+MAX_SHARE_FAILURES = 200  # wrong passwords within FAILURE_SECONDS, which takes ten addresses
 SHARE_KINDS = ("file", "folder", "entity", "media", "collection")
 NEW_SHARE = BodySpec(ANY_BODY, (
     Field("kind", choices=SHARE_KINDS, required=True, nullable=False),
@@ -15024,8 +15039,7 @@ def has_password(app: App, request: Request, share: Share) -> bool:
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
     if not has_password(app, request, share):
-        detail = f"This link has a password: POST it to /s/{share.id} as the field password."
-        raise unauthorized(detail)
+        raise unauthorized("POST the link's password to its URL, as the field password.")
 
 
 def share_page(share: Share, content: str, status: int = 200) -> Response:
@@ -15103,7 +15117,8 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
-    if not app.logins.check(f"share {share.id}", request.client, given, stored):
+    key, most = f"share {share.id}", MAX_SHARE_FAILURES
+    if not app.logins.check(key, request.client, given, stored, most=most):
         raise unauthorized("That is not the link's password.")
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
     path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
@@ -15801,12 +15816,12 @@ def get_metrics(app: App, request: Request) -> Response:
 def log_request(
     settings: Settings, head: RequestHead | None, peer: str, response: Response, seconds: float
 ) -> None:
-    """Write a line about an answer; of its query, which may hold a token, nothing."""
+    """Write a line about an answer, with nothing of its query, which may hold a token."""
     entry = {
         "time": format_time(time.time(), "milliseconds"),
         "address": client_address(head.headers, peer, settings.trusted_proxies) if head else peer,
         "method": head.method if head else "",
-        "path": head.path if head else "",
+        "path": loggable_path(head.path) if head else "",
         "status": response.status,
         "bytes": response.length,
         "seconds": round(seconds, 4),

@@ -12279,9 +12279,31 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     assert len(shared(wedding, made, cookie=cookie)) >= 3
     other = share(wedding, kind="folder", target="a", password="guests")
     assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
-    assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
-    assert unlock("guests", local(other["url"])).status == 429
     assert "guests" not in wedding.log
+
+
+def test_who_guesses_a_link_s_password_is_shut_out_and_nobody_else_unless_many_do(server):
+    server.upload(content := png())
+    made = share(server, kind="file", target=sha256(content), password="guests")
+
+    def unlock(password: str, address: str) -> int:
+        headers = {"X-Forwarded-For": address, "Content-Type": "application/x-www-form-urlencoded"}
+        body = urlencode({"password": password})
+        return server.request("POST", local(made["url"]), body, headers).status
+
+    def fail(key: str, times: int) -> None:
+        rows = [(sha256(key.encode()), time.time(), str(n), 1) for n in range(times)]
+        with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db, db:
+            db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, ?)", rows)
+
+    guesser, guest = (f"2001:db8:{next(SERIAL) % 65535 + 1:x}::1" for _ in range(2))
+    fail(f"address {guesser.removesuffix('1')}/64", 19)
+    fail(f"share {made['id']}", 19)
+    assert [unlock("wrong", guesser) for _ in range(2)] == [401, 429]
+    assert unlock("guests", guesser) == 429
+    assert unlock("guests", guest) == 303
+    fail(f"share {made['id']}", 200)
+    assert unlock("guests", guest) == 429
 
 
 def told_picture(kind: str) -> tuple[bytes, bytes]:
@@ -12738,6 +12760,32 @@ def test_a_link_gives_no_more_than_its_maker_may_still_read(closed, kind, lost):
     is_own = kind in {"media", "collection"} and lost != "account"
     wanted = (200, 200) if is_own else (404, 404)
     assert (closed.get(local(made["url"])).status, closed.get(path).status) == wanted
+
+
+@pytest.mark.parametrize("change", ["disable", "revoke", "passwd"])
+def test_a_link_ends_with_its_maker_s_account_and_rests_while_he_may_not_read(closed, change):
+    """So it does with what a record's URL is signed for: a disabled account's is over."""
+    user, headers, _ = member(closed)
+    made = share(closed, headers, kind="file", target=shareable(closed, headers, "file")[0])
+    body, content_type = form("a.png", png(), name="a")
+    headers = {**headers, "Content-Type": content_type}
+    signed = local(closed.request("POST", MEDIA, body, headers).json["file"])
+    permissions = (ms.READ_PERMISSION, ms.WRITE_PERMISSION)
+    before, after = {
+        "disable": (("disable",), ("enable",)), "passwd": (("passwd",), ("passwd",)),
+        "revoke": (("revoke", *permissions), ("grant", *permissions)),
+    }[change]  # fmt: skip
+
+    def found(command: tuple[str, ...]) -> tuple[int, int]:
+        word, *rest = command
+        assert owner_says(closed, "user", word, user.name, *rest, stdin="x" * 9).returncode == 0
+        opened = closed.get(local(made["url"])).status
+        return opened, closed.get(signed).status
+
+    assert found(before) == {"disable": (404, 401), "revoke": (404, 200)}.get(change, (200, 200))
+    assert found(after) == ((404, 401) if change == "disable" else (200, 200))
+    listed = closed.call("GET", "/shares", headers=OWNER)[1]
+    assert (made["id"] in [each["id"] for each in listed]) == (change != "disable")
 
 
 def test_a_collection_s_link_shows_pictures_of_others_as_long_as_its_maker_may_read_them(closed):
@@ -13732,6 +13780,28 @@ def test_the_log_of_requests_tells_who_asked_for_what_and_no_token(start):
              "address": "192.0.2.7", "bytes": 22}  # fmt: skip
     assert known.items() <= lines["/media"].items()
     assert (lines["/entity/%0A1"]["principal"], lines["/entity/%0A1"]["status"]) == ("owner", 404)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_of_the_log_lets_its_reader_in(start, form):
+    server = start(log_format=form)
+    server.upload(content := png())
+    link = share(server, kind="file", target=sha256(content), password="guests")["id"]
+    upload = server.request("POST", "/files?target=", b"", {**OWNER, "Tus-Resumable": "1.0.0",
+        "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
+    opened = upload.headers["Location"].rpartition("/")[2]
+    for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+        assert server.get(path).status in {401, 404}
+    for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
+        server.request("DELETE", path, headers=OWNER)
+    assert server.get("/health").status == 200
+    wait_until(lambda: "/health" in server.log)
+    assert link not in server.log
+    assert opened not in server.log
+    assert re.search("refused .* GET /s/-/?: 401", server.log)
+    assert "/s/-/" + sha256(content) in server.log
+    assert server.log.count("/files/-") == 1
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
