@@ -20258,7 +20258,7 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
-    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
 
 
@@ -20289,10 +20289,36 @@ def import_files(
         keep = functools.partial(folder.keep, names=free)
         return Result("new", copy_file(origin, file, folder, keep))
 
+    seen = set[str]()
     for path, _ in origin.walk(bool, unreadable):
-        yield from attempt(name := os.fsdecode(path), functools.partial(take, name))
-    for path in unreadable:
-        yield os.fsdecode(path), Result("failed", "it cannot be read")
+        seen.add(name := os.fsdecode(path))
+        yield from attempt(name, functools.partial(take, name))
+    seen.update(map(os.fsdecode, unreadable))
+    why = "passed over: hidden, a link, beside .nomedia, or the server's own"
+    yield from tell_rest(Path(origin.path), seen, bool, why)
+
+
+def tell_rest(
+    source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
+) -> Iterator[tuple[str, Result]]:
+    """Yield what else is in a source: wanted files, and folders with their number of them."""
+    looked_into = {path[:end] for path in seen for end, each in enumerate(path) if each == "/"}
+    unreadable: list[OSError] = []
+    for folder, folders, files in os.walk(source, onerror=unreadable.append):
+        above = os.path.relpath(f"{folder}/_", source)[:-1]
+        links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
+        for path in sorted(f"{above}{name}" for name in files + links):
+            if path not in seen and wanted(os.fsencode(path)):
+                yield path, Result("left", why)
+        folders[:] = sorted({*folders} - {*links})
+        for path in [f"{above}{name}" for name in folders if f"{above}{name}" not in looked_into]:
+            folders.remove(posixpath.basename(path))
+            inner = itertools.chain.from_iterable(each[2] for each in os.walk(source / path))
+            count = sum(bool(wanted(os.fsencode(name))) for name in inner)
+            if count and f"{path}/" not in seen:
+                yield f"{path}/", Result("left", f"{count} files, {why}")
+    for error in unreadable:
+        yield os.path.relpath(error.filename, source), Result("failed", "it cannot be read")
 
 
 def find_copy(
@@ -20339,22 +20365,42 @@ MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
 
 
-def read_tables(source: Path) -> dict[str, list[Row]]:
-    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+HINT = "--into library takes in a folder's files alone"
+
+
+def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Result]]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder.
+
+    And what is told of their other tables, of which those with passwords are accounts.
+    """
     tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    others: dict[str, list[Row]] = {}
     readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
                ".json": read_dump}  # fmt: skip
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if read := readers.get(os.path.splitext(name)[1]):
-                for table, row in read(Path(folder, name)):
-                    tables[table].append(row)
-    return tables
+        for path in (Path(folder, name) for name in sorted(files)):
+            if (read := readers.get(path.suffix)) and path.is_file():
+                try:
+                    for table, row in read(path):
+                        other = f"table {table} of {path.relative_to(source)}"
+                        tables.get(table, others.setdefault(other, [])).append(row)
+                except (OSError, sqlite3.Error) as error:
+                    raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
+    told = []
+    for other, rows in others.items():
+        result = Result("left", f"rows that have no place here: {len(rows)}")
+        if any("password" in name.lower() for row in rows for name in row):
+            result = Result("failed", f"accounts that are none of media_handler's: {len(rows)}")
+        told += [(other, result)] if rows else []
+    return tables, told
 
 
 def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it.
+
+    Of tables that are none of SOURCE_TABLES the rows have names only.
+    """
     import tempfile
 
     with open(path, "rb") as file:
@@ -20366,35 +20412,36 @@ def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
                 shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
         with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
             db.row_factory = sqlite3.Row
-            try:
-                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
-                for table in SOURCE_TABLES:
+            found = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            usual = " AND name NOT LIKE 'sqlite!_%' ESCAPE '!' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+            for (table,) in db.execute(found + usual).fetchall():
+                quoted = '"{}"'.format(table.replace('"', '""'))
+                if table in SOURCE_TABLES:
                     order = "transaction_id" if table.endswith("_version") else "id"
-                    sql = f"SELECT * FROM {table} ORDER BY {order}"
-                    for row in db.execute(sql) if table in known else ():
+                    for row in db.execute(f"SELECT * FROM {quoted} ORDER BY {order}"):
                         yield table, dict(row)
-            except sqlite3.Error as error:
-                hint = "--into library takes in a folder's files alone"
-                raise Refusal(f"{path} cannot be read: {error}; {hint}") from None
+                else:
+                    names = [row["name"] for row in db.execute(f"PRAGMA table_info({quoted})")]
+                    count = db.execute(f"SELECT count(*) FROM {quoted}").fetchone()[0]
+                    yield from itertools.repeat((table, dict.fromkeys(names)), count)
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
-    if path.stat().st_size > MAX_DUMP_BYTES:
-        return
-    text = path.read_bytes()
+    """Yield table and row of a file that `manage.py dumpdata` has written."""
+    with open(path, "rb") as file:
+        text = file.read(MAX_DUMP_BYTES + 1)
     try:
-        items = json.loads(text)
+        items = json.loads(text) if len(text) <= MAX_DUMP_BYTES else None
+        is_read = items is not None
     except (ValueError, RecursionError):
-        if b'"model"' not in text[:1000]:
-            return
-        hint = "--into library takes in a folder's files alone"
-        raise Refusal(f"{path} looks like a dump, but cannot be read; {hint}") from None
-    for item in items if isinstance(items, list) else ():
-        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
-        if table in SOURCE_TABLES:
-            row = {"id": item["pk"], **item["fields"]}
-            yield table, row | {"collection_id": row.get("collection")}
+        is_read = False
+    if not is_read and b'"model"' in text[:1000]:
+        raise Refusal(f"{path} looks like a dump, but cannot be read, or is too large; {HINT}")
+    for item in items if is_read and isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(fields := item.get("fields", {}), dict):
+            row = {"id": item.get("pk"), **fields, "collection_id": fields.get("collection")}
+            if "model" in item:
+                yield str(item["model"]).replace(".", "_"), row
 
 
 def read_time(value: object) -> float:
@@ -20442,6 +20489,12 @@ class RecordImporter:
         for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
             for row in self._tables[table]:
                 yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+        for id in self._histories.keys() - {row["id"] for row in self._tables["entities"]}:
+            yield f"entity {id}", Result("left", "it was deleted there")
+        rows = itertools.chain.from_iterable(self._tables.values())
+        named = {self._find(row.get("file") or row.get("file_path")) for row in rows}
+        source, found = Path(self._origin.path), set(filter(None, named))
+        yield from tell_rest(source, found, is_media_name, "no record names it")
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
@@ -20470,7 +20523,10 @@ class RecordImporter:
 
         self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
         is_read = str(row["password"]).startswith("pbkdf2_sha256$")
-        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+        had_rights = row.get("is_staff") or row.get("is_superuser")
+        notes = ["set its password (user passwd)"] * (not is_read)
+        notes += ["its staff rights are not taken over (user grant)"] * bool(had_rights)
+        return Result("new", ": ".join([email, ", ".join(notes)] if notes else [email]))
 
     def _owner(self, id: int) -> int | None:
         """The account here of a user there; None where it is not certain who that is."""
@@ -20645,17 +20701,20 @@ def import_source(
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    tables = {} if into in DESTINATIONS else read_tables(place)
+    tables, others = ({}, []) if into in DESTINATIONS else read_tables(place)
     with opened_app(settings) as app:
         inner = [each.path for each in app.folders.values()]
         origin = Folder(
             "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
+        outcomes: Iterable[tuple[str, Result]]
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
             records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
-            outcomes = records.run()
+            outcomes = itertools.chain(others, records.run())
+        elif unknown := [what for what, (word, _) in others if word == "failed"]:
+            raise Refusal(f"{unknown[0]} has accounts that are none of media_handler's; {HINT}")
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"

@@ -9811,7 +9811,8 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         assert told == ("new" in outcomes and not options)
         return outcomes
 
-    all_in, left = ["2019/ü a.png", "b.gif"], ["2019/fake.jpg", "note.txt"]
+    all_in = ["2019/ü a.png", "b.gif"]
+    left = ["2019/fake.jpg", "note.txt", "link.png", ".thumbnails/"]
     assert imported("--dry-run") == {"new": all_in, "left": left}
     assert not (running.storage / "imported").exists()
     assert imported() == {"new": all_in, "left": left}
@@ -9822,6 +9823,57 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         assert copy.stat().st_mtime_ns == (source / name).stat().st_mtime_ns
     running.rescan()
     assert running.get(f"/image/{sha256(content['b.gif'])}").body == content["b.gif"]
+
+
+ACCOUNT = {"id": 3, "email": "x@example.com", "password": "pbkdf2_sha256$1$a$b"}
+ITEM = {"model": "media_handler.media", "pk": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"auth_user": [ACCOUNT]}, 1, "failed\ttable auth_user of other.db\taccounts"),
+        ({"people_person": [ACCOUNT, {**ACCOUNT, "id": 4}]}, 1, "failed\ttable people_person of"),
+        ([{"model": "auth.user", "pk": 3, "fields": ACCOUNT}], 1, "failed\ttable auth_user"),
+        ([{**ITEM, "fields": {"name": "x"}}], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{"model": "media_handler.media", "fields": {}}], 1, "failed\tmedia None"),
+        ([ITEM], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{"model": "auth.group", "pk": 3, "fields": {}}], 0, "left\ttable auth_group"),
+        ({"django_migrations": [{"id": 1}], "empty_ones": []}, 0, "left\ttable django_m"),
+        (b"", 0, "left\tother.png\tno record names it"),
+        (b'{"kind": "no dump"}', 0, "7 taken in, 0 are here already, 0 left, 0 failed"),
+        (b'[{"model": "auth.user", ' + b" " * 2000, 1, "looks like a dump, but cannot be read"),
+    ],
+)  # fmt: skip
+def test_an_import_from_a_database_says_what_it_leaves_out_and_why(tmp_path, more, status, told):
+    source = tmp_path / "old"
+    media_handler(source, "databases")
+    if isinstance(more, dict):
+        tables = {name: rows for name, rows in more.items() if rows}
+        make_database(source / "other.db", tables)
+    elif more:
+        text = more if isinstance(more, bytes) else json.dumps(more).encode()
+        (source / "other.json").write_bytes(text)
+    else:
+        (source / "other.png").write_bytes(png())
+        fill(source, {"static/a/b.svg": b"<svg/>", "static/c.svg": b"<svg/>", "x/y.py": b"x"})
+    (tmp_path / "new").mkdir()
+    run = run_program("import", source, "--storage_dir", tmp_path / "new", cwd=tmp_path)
+    said = run.stdout + run.stderr
+    assert told in said, said
+    assert "Traceback" not in said
+    assert run.returncode == status
+    assert ("static/\t2 files, no record names it" in said) == (more == b"")
+    assert "x/" not in said
+
+
+@pytest.mark.parametrize("into", [(), ("--into", "entities")])
+def test_a_folder_with_accounts_of_another_kind_is_made_public_by_no_guess(tmp_path, into):
+    fill(tmp_path, {"old/a/b.png": png(), "new/c.png": png()})
+    make_database(tmp_path / "old/db.sqlite3", {"auth_user": [ACCOUNT]})
+    run = run_program("import", "old", *into, "--storage_dir", "new", cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "table auth_user of db.sqlite3 has accounts" in run.stderr
 
 
 def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
@@ -10047,6 +10099,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     first, again = (owner_says(running, "import", source) for _ in range(2))
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
+    assert "left\tentity 6\tit was deleted there" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
