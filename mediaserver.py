@@ -11105,7 +11105,7 @@ class Upload(NamedTuple):
     name: str = "file"
     required: bool = True
     md5: bool = False  # hash it with MD5 too
-    check_name: Callable[[str], object] | None = None  # raises HTTPError
+    check_name: Callable[[Request, str], object] | None = None  # raises HTTPError
 
 
 class BodySpec(NamedTuple):
@@ -12524,12 +12524,21 @@ class FileBody:
     def finish(self) -> Mapping[str, Any]:
         path, incoming = self._request.head.path, self._receiving.finish()
         extension = incoming.facts.extension if incoming.facts else "bin"
-        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        incoming.filename = f"{last_segment(path)}.{extension}"
         self._request.upload = incoming
         return {}
 
     def discard(self) -> None:
         self._receiving.discard()
+
+
+def last_segment(path: str) -> str:
+    """Return the name at the end of a URL's path.
+
+    >>> last_segment("/image/a%20b.png/")
+    'a b.png'
+    """
+    return unquote(path.rstrip("/").rpartition("/")[2])
 
 
 def upload_limit(request: Request, upload: Upload | None) -> Limit:
@@ -12576,20 +12585,20 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    check_upload(request.app, upload, filename or None)
+    check_upload(request, upload, filename or None)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(app: App, upload: Upload, filename: str | None) -> None:
+def check_upload(request: Request, upload: Upload, filename: str | None) -> None:
     """Refuse a file whose name, if it has one, or place refuses it."""
     if filename is not None:
         parse_value(Field(upload.name), filename, "body")
         if upload.check_name:
-            upload.check_name(filename)
-    if not app.folders[upload.folder].make:
-        need_mounts(app)
+            upload.check_name(request, filename)
+    if not request.app.folders[upload.folder].make:
+        need_mounts(request.app)
 
 
 def need_mounts(app: App) -> None:
@@ -13551,7 +13560,7 @@ MEDIA_TYPES = formats_for("media")
 
 
 MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
-    "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_TYPES)
+    "library", "max_upload_bytes", check_name=lambda _, name: check_extension(name, MEDIA_TYPES)
 ))  # fmt: skip
 
 
@@ -13727,16 +13736,19 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
-
-
-def library_name(wanted: str, filename: str) -> str:
+def library_name(request: Request, filename: str) -> str:
     """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
+    wanted = last_segment(request.head.path)
     for name in (safe_name(wanted), safe_name(filename)):
         if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
             return name
-    check_extension(wanted, LIBRARY_TYPES)
+    check_extension(wanted if "." in wanted else filename, LIBRARY_TYPES)
     raise HTTPError(400, "The file needs a name.")
+
+
+LIBRARY_UPLOAD = BodySpec(
+    ("multipart", "file"), upload=Upload("library", "max_upload_bytes", check_name=library_name)
+)
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
@@ -13746,7 +13758,7 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
     incoming = uploaded(request)
     facts = check_type(incoming, LIBRARY_TYPES)
-    name = library_name(filename, incoming.filename)
+    name = library_name(request, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     duplicate = find_duplicate(app, incoming.sha256, "library") if readable else None
     known = duplicate and duplicate[0].path
@@ -13783,7 +13795,9 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "images", "max_upload_bytes", check_name=lambda _, name: split_image_name(name)
+))  # fmt: skip
 
 
 def private_names(name: str) -> Iterator[str]:
@@ -13794,11 +13808,18 @@ def private_names(name: str) -> Iterator[str]:
         yield with_suffix(name, moment.strftime("_%Y%m%dT%H%M%S%fZ"))
 
 
+def split_image_name(filename: str) -> tuple[str, str]:
+    """Return the stem of a file name and its extension, which may be missing. 400 for another."""
+    stem, extension = posixpath.splitext(safe_name(filename) or "file")
+    if extension:
+        check_extension(f"{stem}{extension}", IMAGE_TYPES)
+    return stem, extension
+
+
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    stem, extension = posixpath.splitext(safe_name(filename) or "file")
+    stem, extension = split_image_name(filename)
     extension = extension or f".{facts.extension}"
-    check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
         digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
         stem, extension = slugify(stem) or digest, extension.lower()
@@ -15437,7 +15458,7 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=length, offset=None)
     request.has_upload = True
     parse_form(request, spec, texts)
-    check_upload(app, file, texts.get("filename", ""))
+    check_upload(request, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
         version = ("Upload-Draft-Interop-Version", head.draft)
@@ -15609,10 +15630,9 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     inner.principal, inner.family = request.principal, target.family
     inner.upload = incoming = transfer.whole()
     incoming.filename = texts.get("filename", "")
-    names = re.findall(r"{(\w+)", target.path)
     try:
         inner.fields = parse_form(inner, spec, texts)
-        answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
+        answer = target.handler(app, inner)
     except BaseException as error:
         for_good = isinstance(error, HTTPError) and error.status < 500
         passing = transfer.is_known and not for_good
