@@ -513,8 +513,10 @@ def dotenv_value(binding: re.Match[str]) -> str:
     return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
-def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The bindings of a `.env` file as python-dotenv reads them; what it cannot read is skipped.
+def parse_dotenv(
+    text: str, environment: Mapping[str, str], tell: Callable[[str], object] = str
+) -> dict[str, str]:
+    """The bindings of a `.env` file as python-dotenv reads them; it is told what it cannot read.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -531,7 +533,7 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
         if binding is None:
             line = DOTENV_LINE.match(text, position)
             if line and line[1]:
-                warn(f".env: cannot read the line that begins at {line[1][:12]!r}")
+                tell(f"cannot read the line that begins at {line[1][:12]!r}")
             position = line.end() if line else len(text)
             continue
         position = binding.end()
@@ -541,13 +543,24 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
-def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def read_dotenv(
+    path: Path, environment: Mapping[str, str], told: bool = True
+) -> dict[str, str]:  # fmt: skip
+    """The bindings of a file, none if it is not there; a warning where a line cannot be read."""
+    tell = (lambda text: warn(f"{path.name}: {text}")) if told else str
     try:
-        return parse_dotenv(path.read_text("utf-8-sig"), environment)
+        return parse_dotenv(refuse_pipe(path).read_text("utf-8-sig"), environment, tell)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(str(path), f"cannot be read ({error})") from None
+
+
+def refuse_pipe(path: Path) -> Path:
+    """Return a path to be read; OSError for a pipe, whose other end may never come."""
+    if path.is_fifo():
+        raise OSError(errno.EINVAL, "it is a pipe")
+    return path
 
 
 def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> None:
@@ -638,8 +651,6 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
-    if missing and settings.secrets_file.is_fifo():  # reading it would wait for ever
-        raise SettingError("DATABASE_DIR", f"{settings.secrets_file} is a pipe")
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
         if name in kept and not (kept[name] or "").strip():
@@ -5441,6 +5452,10 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
+    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "asset" not in tables:
+        problem = f"{index.path} is another program's database: it has the table {min(tables)!r}"
+        raise SettingError("DATABASE_URL", problem)
     examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
@@ -12038,7 +12053,7 @@ def read_public_key(settings: Settings) -> PublicKey | None:
     """The key of ES256 tokens; None where there is no file at the default place."""
     path = settings.public_key_path or settings.database_dir / "public_key.pem"
     try:
-        return parse_public_key(path.read_bytes())
+        return parse_public_key(refuse_pipe(path).read_bytes())
     except (OSError, ValueError) as error:
         if settings.public_key_path is None and isinstance(error, FileNotFoundError):
             return None
@@ -20991,6 +21006,8 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
+    if not settings.quiet:
+        warn("stopped, as it was told to")
     lock.close()
     os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
@@ -21164,7 +21181,7 @@ def show_upload(settings: Settings, generated: Sequence[str], place: str) -> Non
 
 def is_in_dotenv(secret: str) -> bool:
     """Whether commands in this folder find the secret of upload tokens in its `.env`."""
-    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+    return read_dotenv(Path(".env"), {}, told=False).get("MEDIA_SERVER_SECRET") == secret
 
 
 def token_command(settings: Settings) -> str:

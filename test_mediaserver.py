@@ -816,7 +816,54 @@ def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
     data.mkdir(parents=True)
     os.mkfifo(data / "secrets.env")
     ended = run_program("--storage_dir", data.parent, "--port", "0", cwd=tmp_path)
-    assert (ended.returncode, "DATABASE_DIR" in ended.stderr) == (2, True)
+    assert (ended.returncode, "secrets.env: cannot be read" in ended.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "said"), [(".env", ".env"), ("key.pem", "PUBLIC_KEY_PATH")])
+def test_a_pipe_in_a_file_s_place_holds_up_no_start(tmp_path, name, said):
+    os.mkfifo(tmp_path / name)
+    ended = run_program(
+        "--storage_dir", "x", "--port", "0", cwd=tmp_path,
+        **({"PUBLIC_KEY_PATH": name} if name == "key.pem" else {}),
+    )  # fmt: skip
+    assert (ended.returncode, said in ended.stderr, "pipe" in ended.stderr) == (2, True, True)
+
+
+@pytest.mark.parametrize(("command", "version"), [("serve", 0), ("serve", 3), ("trash empty", 0)])
+def test_another_program_s_database_is_no_index_and_stays_as_it_is(tmp_path, command, version):
+    theirs = tmp_path / "theirs.sqlite3"
+    (tmp_path / "x").mkdir()
+    make_database(theirs, {"user": [{"id": 1, "name": "x"}], "django_migrations": [{"id": 1}]})
+    with contextlib.closing(sqlite3.connect(theirs)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    before = theirs.read_bytes()
+    words = (*command.split(), "--storage_dir", "x", *(["--port", "0"] * (command == "serve")))
+    ended = run_program(*words, cwd=tmp_path, DATABASE_URL=f"sqlite:///{theirs}")
+    assert (ended.returncode, "another program's" in ended.stderr) == (2, True)
+    assert theirs.read_bytes() == before
+    assert not {path.name for path in tmp_path.iterdir()} - {"x", theirs.name}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_is_told_to_stop_says_so_in_one_line(start, workers):
+    running = start(workers=workers)
+    assert "stopped" not in running.log
+    running.stop()
+    assert running.log.endswith("\nmediaserver: stopped, as it was told to\n")
+
+
+def test_a_line_of_a_dotenv_that_cannot_be_read_is_told_once(tmp_path):
+    (tmp_path / ".env").write_text("QUIET=false\n=x\n")
+    environment = {**BARE_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, PROGRAM, "--storage_dir", "x", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        said = ""
+        while "upload a picture" not in said:
+            said += process.stderr.readline()
+        process.terminate()
+    assert said.count("mediaserver: .env: cannot read the line that begins at '=x'") == 1
 
 
 def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
