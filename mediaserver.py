@@ -186,6 +186,7 @@ def is_writable(stream: TextIO) -> bool:
 
 
 def parse_secret(text: str) -> str:
+    """Return a secret as it was given; ValueError for a blank one or control characters."""
     if not text.strip():
         raise ValueError("is set but blank; give it a value or remove it")
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
@@ -246,6 +247,7 @@ def amount_of(unit: str, most: float) -> Callable[[str], float]:
 
 
 def parse_path(text: str) -> Path:
+    """Return an absolute path, with `~` filled in; ValueError for what is no path here."""
     if "\0" in text:
         raise ValueError("a path has no NUL in it")
     if text.lower().startswith("s3://"):
@@ -265,7 +267,7 @@ def parse_database_url(text: str) -> Path:
 
 
 def parse_public_url(text: str) -> str:
-    # It stands in headers, which carry ASCII (RFC 3986 §2)
+    """Return a URL without its last slash; it stands in headers, so in ASCII (RFC 3986 §2)."""
     if not re.fullmatch(r"https?://[\w.~:\[\]%-]+(/[!$-;=@-\[\]_a-z~]*)?", text, re.ASCII):
         problem = "is no http or https URL, written in ASCII (xn--…, %C3%A9) and without a user"
         raise ValueError(f"{text!r} {problem}")
@@ -286,7 +288,7 @@ def parse_networks(text: str) -> tuple[str, ...]:
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    # As browsers send them: in lower case
+    """Return comma-separated origins, or `*`, as browsers send them: in lower case (RFC 6454)."""
     origins = tuple(part.strip().rstrip("/").lower() for part in text.split(",") if part.strip())
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,\"]+|null", origin):
@@ -313,6 +315,7 @@ def parse_place(text: str) -> Path | S3Place:
 
 
 def parse_bucket(text: str) -> S3Place:
+    """Return the place that `s3://BUCKET/PREFIX` names; ValueError for another text."""
     if not text.lower().startswith("s3://"):
         raise ValueError(f"{text!r} is not s3://BUCKET/PREFIX")
     bucket, *parts = text[5:].rstrip("/").split("/")
@@ -341,18 +344,22 @@ def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **spec: 
 
 
 def number(default: int, high: int, help: str, low: int = 1, **spec: Any) -> Any:
+    """Return a setting that is a whole number from `low` to `high`."""
     return setting(default, help, whole_number(low, high), **spec)
 
 
 def flag(default: bool, help: str) -> Any:
+    """Return a setting that is true or false."""
     return setting(default, help, parse_boolean)
 
 
 def secret(help: str) -> Any:
+    """Return a setting that is no option, and is generated where it is not given."""
     return setting("", help, parse_secret, shown="generated", secret=True, made=True)
 
 
 def folder(help: str, shown: str, parse: Callable[[str], Any] = parse_path) -> Any:
+    """Return a setting that is a folder, whose default is made of other settings."""
     return setting(Path(), help, parse, shown=shown)
 
 
@@ -485,6 +492,7 @@ class Settings(NamedTuple):
 
     @property
     def secrets_file(self) -> Path:
+        """Return where the generated secrets are kept."""
         return self.database_dir / "secrets.env"
 
 
@@ -546,7 +554,10 @@ def parse_dotenv(
 def read_dotenv(
     path: Path, environment: Mapping[str, str], told: bool = True
 ) -> dict[str, str]:  # fmt: skip
-    """The bindings of a file, none if it is not there; a warning where a line cannot be read."""
+    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text.
+
+    `told`: of a line that cannot be read there is a warning.
+    """
     tell = (lambda text: warn(f"{path.name}: {text}")) if told else str
     try:
         return parse_dotenv(refuse_pipe(path).read_text("utf-8-sig"), environment, tell)
@@ -1326,6 +1337,7 @@ class TokenCache:
         self._entries: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
 
     def get(self, token: str, now: float) -> Principal | None:
+        """Return whom a token was good for, if it still is at `now`."""
         digest = hashlib.sha256(_utf8(token)).digest()
         with self._lock:
             expires, principal = self._entries.get(digest, (now, None))
@@ -1336,6 +1348,7 @@ class TokenCache:
             return None
 
     def put(self, token: str, principal: Principal, expires: float) -> None:
+        """Remember whom a token is good for until it `expires`; the oldest of too many go."""
         with self._lock:
             self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
             while len(self._entries) > self._size:
@@ -3778,6 +3791,7 @@ class Asset(NamedTuple):
 
     @property
     def mime_type(self) -> str:
+        """Return the type of the content, as answers name it."""
         return self.facts.mime_type if self.facts else "application/octet-stream"
 
 
@@ -3950,6 +3964,7 @@ class SpareSpace:
 
     @property
     def is_missed(self) -> bool:
+        """Return whether the space is yet to be taken again."""
         return self._missed_at is not None
 
     def hold(self) -> None:
@@ -4190,10 +4205,12 @@ class Index:
         return row
 
     def get_meta(self, key: str) -> str | None:
+        """Return what is noted under a key, if anything is."""
         row = self.read("SELECT value FROM meta WHERE key = ?", key).fetchone()
         return row[0] if row else None
 
     def set_meta(self, key: str, value: str) -> None:
+        """Note something under a key."""
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
 
 
@@ -4218,6 +4235,7 @@ class Assets(Table):
         return self._index.read(sql).fetchall()
 
     def put(self, db: Database, asset: Asset) -> None:
+        """Record an asset, or what is newly known about it."""
         facts = asset.facts or (None,) * len(Facts._fields)
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
@@ -4238,6 +4256,7 @@ class Assets(Table):
         db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, asset.sha256))
 
     def is_known(self, sha256: str) -> bool:
+        """Return whether there is an asset of this content."""
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
         return self._index.read(sql, sha256).fetchone() is not None
 
@@ -4248,6 +4267,7 @@ class Assets(Table):
         return db.execute(sql, (sha256,)).rowcount > 0
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
+        """Note whether a thumbnail could be made."""
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
         self._change(sql, int(made), sha256, durable=False)
 
@@ -4283,10 +4303,12 @@ INSERT_ASSET = (
 
 
 def located(row: Sequence[Any]) -> Located:
+    """Return the file and the asset that a row of SELECT_LOCATED has."""
     return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
 
 
 def placeholders(values: Sequence[Any]) -> str:
+    """Return a question mark for each of the values, for a list in SQL."""
     return ", ".join("?" * len(values))
 
 
@@ -4297,6 +4319,7 @@ def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any
 
 @functools.cache
 def upsert_sql(table: str, columns: tuple[str, ...]) -> str:
+    """Return the statement that writes a row under its id, and returns that."""
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
     into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(columns)})"
     return f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
@@ -4335,6 +4358,7 @@ class Files(Table):
         return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
     def get(self, root: str, path: str) -> Located | None:
+        """Return the file at a path of a root, with its asset, if it is known."""
         sql = f"{SELECT_LOCATED} WHERE root = ? AND path = ?"
         row = self._index.read(sql, root, os.fsencode(path)).fetchone()
         return located(row) if row else None
@@ -4456,6 +4480,7 @@ class Files(Table):
         return self._index.get_meta("library_version")
 
     def count_media(self) -> int:
+        """Return how many files public uploads have."""
         return self._index.count(f"file WHERE {IN_MEDIA}")
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
@@ -4525,6 +4550,7 @@ class Users(Table):
     """Accounts."""
 
     def get(self, user_id: int) -> User | None:
+        """Return the account with this id, if there is one."""
         return next(self._select("WHERE id = ?", user_id), None)
 
     def _select(self, rest: str, *values: Any) -> Iterator[User]:
@@ -4559,6 +4585,7 @@ class Users(Table):
         return next(self._select(rest, name.casefold(), name, name.casefold()), None)
 
     def all(self) -> list[User]:
+        """Return all accounts, the oldest first."""
         return list(self._select("ORDER BY id"))
 
     def created(self, user_id: int) -> float:
@@ -4622,6 +4649,7 @@ class Users(Table):
             db.execute("DELETE FROM share WHERE owner = ?", (user.id,))
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
+        """Add and drop words of an account's permissions."""
         row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
         words = " ".join(sorted((set(row[0].split()) | add) - drop))
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
@@ -4796,6 +4824,7 @@ class ShareLinks(Table):
         self._index.write(apply)
 
     def get(self, id: str, now: float) -> Share | None:
+        """Return the share of this id, unless it has expired."""
         sql = "SELECT * FROM share WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)"
         row = self._index.read(sql, id, now).fetchone()
         return Share(*row) if row else None
@@ -4879,6 +4908,7 @@ class Failures(Table):
         self._index.write(apply, durable=False)
 
     def clear(self, key: str) -> None:
+        """Forget the failures under a key."""
         sql = "DELETE FROM login_failure WHERE key = ?"
         self._change(sql, self._digest(key), durable=False)
 
@@ -4956,6 +4986,7 @@ class OwnedTable(Generic[Record]):
         return rows_where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
+        """Return how many rows fit a query."""
         where, values = self._where(wanted)
         return self._index.count(where, *values)
 
@@ -5037,6 +5068,7 @@ class Entities(Table):
     def get(
         self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
+        """Return an entity as it is, or as it was in a version; None if there is none."""
         return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
@@ -5206,6 +5238,8 @@ class Trash(Table):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
+        """Bring back a media record and show its content; return whether it was in the trash."""
+
         def apply(db: Database) -> bool:
             changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
             sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
@@ -5337,6 +5371,7 @@ class Uploads(Table):
         return self._index.write(apply)
 
     def get(self, id: str, now: float) -> OpenUpload | None:
+        """Return an upload that has not expired."""
         sql = "SELECT * FROM upload WHERE id = ? AND expires_at > ?"
         row = self._index.read(sql, id, now).fetchone()
         return OpenUpload(*row) if row else None
@@ -5348,6 +5383,7 @@ class Uploads(Table):
         return OpenUpload(*row) if row else None
 
     def is_writer(self, id: str, writer: str) -> bool:
+        """Return whether this request is the one that an upload is written by."""
         sql = "SELECT 1 FROM upload WHERE id = ? AND writer = ?"
         return self._index.read(sql, id, writer).fetchone() is not None
 
@@ -5366,13 +5402,16 @@ class Uploads(Table):
         self._change(sql, upload.length, upload.received, upload.answer, upload.id)
 
     def remove(self, id: str) -> None:
+        """Forget an upload."""
         self._change("DELETE FROM upload WHERE id = ?", id)
 
     def expired(self, now: float) -> list[OpenUpload]:
+        """Return the uploads whose time has come."""
         rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
         return [OpenUpload(*row) for row in rows]
 
     def unfinished(self) -> list[OpenUpload]:
+        """Return the uploads that have not been answered."""
         rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
         return [OpenUpload(*row) for row in rows]
 
@@ -5598,6 +5637,7 @@ class Incoming:
         self.file.close()
 
     def status(self) -> os.stat_result:
+        """Return what the file system says of the file."""
         return os.fstat(self.file.fileno())
 
     def discard(self, undo: bool = True) -> None:
@@ -5644,12 +5684,15 @@ class Place:
         os.close(self.folder)
 
     def open(self, flags: int, mode: int = 0o666) -> int:
+        """Open what has the name, unless it is a link; return its descriptor."""
         return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
 
     def stat(self) -> os.stat_result:
+        """Return what the file system says of the name itself, not of what it links to."""
         return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
 
     def exists(self) -> bool:
+        """Return whether anything has the name."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -5657,6 +5700,7 @@ class Place:
         return True
 
     def unlink(self) -> None:
+        """Remove the name."""
         os.unlink(self.name, dir_fd=self.folder)
 
     def link(self, target: Place) -> None:
@@ -5665,6 +5709,7 @@ class Place:
         os.link(self.name, target.name, follow_symlinks=False, **folders)
 
     def replace(self, target: Place) -> None:
+        """Take the name of `target`, in one step, from what has it."""
         os.replace(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
 
 
@@ -5771,6 +5816,7 @@ class Tree:
         return file
 
     def stat(self, name: str) -> os.stat_result:
+        """Return what the file system says of a name."""
         with self.resolve(name) as place:
             return place.stat()
 
@@ -6120,8 +6166,11 @@ class Folder(Tree):
 class Hash(Protocol):
     """What hashlib makes."""
 
-    def update(self, data: Buffer, /) -> None: ...
-    def hexdigest(self) -> str: ...
+    def update(self, data: Buffer, /) -> None:
+        """Take in the next bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the hash of all bytes so far."""
 
 
 def new_hashes(md5: bool) -> Sequence[Hash]:
@@ -6235,6 +6284,7 @@ class Receiving:
         self.incoming.close()
 
     def discard(self) -> None:
+        """Remove the file."""
         self._release()
         self.incoming.discard()
 
@@ -6248,6 +6298,7 @@ class WriteBuffers:
         self._lock = threading.Lock()
 
     def take(self) -> memoryview:
+        """Return a free buffer; a short one when those of full length are all in use."""
         with self._lock:
             if self._spare:
                 return self._spare.pop()
@@ -6257,6 +6308,7 @@ class WriteBuffers:
         return buffer
 
     def give_back(self, buffer: memoryview) -> None:
+        """Keep a buffer for the next one who asks."""
         if len(buffer) == WRITE_BYTES:
             with self._lock:
                 self._spare.append(buffer)
@@ -6340,10 +6392,12 @@ def inner_name(name: str, mark: str) -> str:
 
 
 def mark_of(name: str) -> str:
+    """Return the name that the mark of a name has."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def inode(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from all others: its device and number there."""
     return status.st_dev, status.st_ino
 
 
@@ -6396,6 +6450,7 @@ def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
+    """Write all bytes, in as many steps as the file system needs."""
     written = 0
     while written < len(data):
         written += file.write(data[written:])
@@ -6501,6 +6556,7 @@ def slugify(text: str) -> str:
 
 
 def read_syllable(character: str) -> str:
+    """Return a syllable in Latin letters if Unicode's name spells it, else the character."""
     syllable = SLUG_SYLLABLE.fullmatch(unicodedata.name(character, ""))
     return (syllable[1] or syllable[2]).lower() if syllable else character
 
@@ -6606,6 +6662,7 @@ class S3Request(NamedTuple):
 
     @property
     def target(self) -> str:
+        """Return the path and query, encoded as they are signed (Signature Version 4)."""
         path = f"/{self.bucket}/{self.key}".rstrip("/")
         query = urlencode(self.query, quote_via=quote, safe="-_.~")
         return f"{quote(os.fsencode(path), safe='/-_.~')}?{query}".rstrip("?")
@@ -6620,6 +6677,7 @@ class S3Answer(NamedTuple):
 
     @classmethod
     def of(cls, response: HTTPResponse, body: bytes) -> S3Answer:
+        """Return an answer of http.client with its body, its headers' names in lower case."""
         headers = {name.lower(): value for name, value in response.getheaders()}
         return cls(response.status, headers, body)
 
@@ -6640,6 +6698,7 @@ class S3Answer(NamedTuple):
         return re.findall(f"<{name}>.*?</{name}>", text, re.DOTALL)
 
     def text(self, name: str) -> str:
+        """Return the content of an element of an XML answer."""
         return xml_text(self.body.decode("utf-8", "replace"), name)
 
 
@@ -6891,6 +6950,7 @@ class Bucket(Folder):
         return super().holds_files(below) if self.below else self.holds_objects()
 
     def holds_objects(self) -> bool:
+        """Return whether anything is in the bucket below the prefix."""
         return bool(self._list(1)[0])
 
     def _list(self, limit: int, token: str = "") -> tuple[list[tuple[bytes, str]], str | None]:
@@ -7125,7 +7185,7 @@ class SlowReader(Protocol):
         """Let go of what the bytes come from."""
 
 
-class ObjectReader:
+class ObjectReader(SlowReader):
     """An object's bytes from any offset on; those that are read in a row come by one request."""
 
     def __init__(self, bucket: Bucket, name: str, state: tuple[int, int]) -> None:
@@ -7137,12 +7197,12 @@ class ObjectReader:
         self._at = 0  # where the run is
 
     def check(self, status: os.stat_result) -> None:
+        """Raise FileNotFoundError unless the object is the one that was asked for."""
         size, mtime_ns = self._state
         if status.st_size != size or not is_from(status, mtime_ns):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Return the first of `count` bytes from `offset` on; the rest will be asked for next."""
         with self.bucket.client.place():
             for _ in range(2):  # a store may have hung up while the reader was slow
                 if self._run is None or self._at != offset:
@@ -7182,6 +7242,7 @@ class ObjectReader:
 
 
 def is_incoming(name: str) -> bool:
+    """Return whether a name is in the folder of files on their way in."""
     return f"{name}/".startswith(f"{INCOMING}/")
 
 
@@ -7357,10 +7418,12 @@ class Job(NamedTuple):
     ahead: bool = False  # nobody waits for it
 
     def to_bytes(self) -> bytes:
+        """Return the message that tells a decoder host of the job."""
         return (b"-" if self.ahead else AWAITED) + json.dumps(self).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> Job:
+        """Return the job that a message tells of."""
         kind, renditions, *rest = json.loads(message[1:])
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
@@ -7382,6 +7445,7 @@ class Shelf:
         self.prefix = prefix
 
     def name(self, sha256: str, rendition: Rendition = THUMBNAIL) -> str:
+        """Return the name of a rendition in the folder."""
         if rendition == THUMBNAIL:
             return f"{self.prefix}{sha256}.png"
         return f"{self.prefix}{sha256}-{rendition.size}.{rendition.format.lower()}"
@@ -8451,10 +8515,12 @@ class SharedProgress:
         self.forgotten = memoryview(mmap.mmap(-1, 8)).cast("Q")  # how often files were
 
     def get(self) -> ScanProgress:
+        """Return the progress as all processes know it."""
         now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
         return now._replace(finished_at=now.finished_at or None)
 
     def set(self, now: ScanProgress) -> None:
+        """Tell all processes of the progress."""
         self._memory[:] = self.LAYOUT.pack(*now[:-1], now.finished_at or 0)
 
 
@@ -9067,6 +9133,7 @@ class RequestHead(NamedTuple):
     is_plain: bool  # nothing in it asks for other than the whole thing
 
     def body_decoder(self) -> BodyDecoder:
+        """Return what decodes the body, by its length or in chunks (RFC 9112 §6.3)."""
         return ChunkedDecoder() if self.chunked else LengthDecoder(self.content_length or 0)
 
 
@@ -10056,6 +10123,7 @@ class Response:
         return response
 
     def close(self) -> None:
+        """Let go of the file or the generator of the body."""
         if self.resource is not None:
             self.resource.close()
 
@@ -10112,9 +10180,7 @@ class Exchange(Protocol):
     What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
-    @property
-    def interim(self) -> Sequence[tuple[str, str]]:
-        """The fields of a 104 that is sent before the body is read; none: no 104."""
+    interim: Sequence[tuple[str, str]]  # the fields of a 104 before the body; none: no 104
 
     def feed(self, piece: memoryview) -> Answer | None:
         """Take in content, which is good until this returns; an answer if it is refused."""
@@ -10286,7 +10352,7 @@ class Connection:
             try:
                 return buffer[: self.socket.recv_into(buffer)]
             except BlockingIOError:
-                if not patience or not self.wait_readable(patience):
+                if not patience or not self._wait_readable(patience):
                     break
         return None
 
@@ -10307,7 +10373,8 @@ class Connection:
                 raise HTTPError(408, TOO_SLOW)
         return data
 
-    def wait_readable(self, seconds: float) -> bool:
+    def _wait_readable(self, seconds: float) -> bool:
+        """Wait for bytes, or the end, from the client; return whether they have come."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -10339,6 +10406,7 @@ class Connection:
         self.begin(self.error(error), whole=False)
 
     def error(self, error: HTTPError) -> Response:
+        """Return the answer to what is refused before the service has a request."""
         origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
         return self.server.service.on_error(error, origin)
 
@@ -10417,6 +10485,7 @@ class Connection:
             self.shares[shares] = client
 
     def give_back_shares(self) -> None:
+        """Count no more for the client."""
         while self.shares:
             shares, client = self.shares.popitem()
             shares.give_back(client)
@@ -10572,6 +10641,7 @@ class Workers:
                     raise
 
     def has_backlog(self) -> bool:
+        """Return whether jobs wait for a thread."""
         return not self._jobs.empty()
 
     def is_full(self) -> bool:
@@ -10597,6 +10667,7 @@ class ShortWorkers(Workers):
         self._began: float | None = None  # the job of the one thread
 
     def start(self) -> None:
+        """Start the one thread."""
         threading.Thread(target=self._work_short, daemon=True, name=self._name).start()
 
     def submit(self, job: Callable[[], None]) -> None:
@@ -10606,6 +10677,7 @@ class ShortWorkers(Workers):
             self._short.put(job)
 
     def is_waiting(self) -> bool:
+        """Return whether jobs wait for the one thread."""
         return not self._short.empty()
 
     def relieve(self) -> None:
@@ -10661,6 +10733,7 @@ class Shares:
             self._all += 1
 
     def give_back(self, client: str) -> None:
+        """Count one less for a client."""
         with self._lock:
             self._all -= 1
             self._clients[client] -= 1
@@ -11162,6 +11235,11 @@ ROUTES: list[Route] = []
 Handler = TypeVar("Handler", bound=Callable[..., Answer])
 
 
+def summary_of(function: Callable[..., Any]) -> str:
+    """Return the first sentence of a docstring, without its full stop."""
+    return (function.__doc__ or "").partition(".\n")[0].rstrip(".")
+
+
 def route(
     method: str, path: str | Sequence[str], access: Access, family: str,
     answers: Mapping[int, str], summary: str = "", **more: Any,
@@ -11174,8 +11252,7 @@ def route(
     path, *others = [path] if isinstance(path, str) else path
 
     def declare(handler: Handler) -> Handler:
-        said = summary or (handler.__doc__ or "").partition(".\n")[0].rstrip(".")
-        about = (method, path, access, family, said, answers, handler)
+        about = (method, path, access, family, summary or summary_of(handler), answers, handler)
         ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
 
@@ -11412,6 +11489,7 @@ class Catalogues:
 
 
 def batched(pieces: Iterator[str]) -> Iterator[str]:
+    """Yield pieces of text joined to larger ones."""
     while text := "".join(itertools.islice(pieces, LISTING_BATCH)):
         yield text
 
@@ -11529,6 +11607,7 @@ class PasswordHasher:
         return self._threads.submit(work, *arguments).result()
 
     def hash(self, password: str) -> str:
+        """Return the hash of a new password, once there is room for its memory."""
         with self.place():
             return self.run(hash_password, password)
 
@@ -11636,6 +11715,7 @@ class ResumableUploads:
         return time.time() + self._lifetime
 
     def get(self, id: str) -> OpenUpload | None:
+        """Return an upload that has not expired."""
         return self.rows.get(id, time.time())
 
     def at_rest(self, upload: OpenUpload) -> OpenUpload:
@@ -11736,7 +11816,7 @@ class ResumableUploads:
 
     def recover(self) -> frozenset[str]:
         """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
-        self.remove_expired()
+        self._remove_expired()
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
@@ -11747,7 +11827,8 @@ class ResumableUploads:
                 kept.append(upload.id)
         return frozenset(kept)
 
-    def remove_expired(self) -> None:
+    def _remove_expired(self) -> None:
+        """Remove the uploads whose time has come, with their files."""
         for upload in self.rows.expired(time.time()):
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
@@ -11756,7 +11837,7 @@ class ResumableUploads:
         """Remove what expires, until `stopping`."""
         while not stopping.wait(EXPIRY_SECONDS):
             with contextlib.suppress(sqlite3.Error):
-                self.remove_expired()
+                self._remove_expired()
 
 
 NO_UPLOAD = "There is no such upload, or it has expired."
@@ -11796,6 +11877,7 @@ class Transfer:
         return self._head.completes or (self.is_tus and self.size == self.upload.length)
 
     def feed(self, piece: memoryview) -> None:
+        """Write the next bytes, and note now and then how many are safe."""
         self._hold()
         self._receiving.feed(piece)
         if self._digest:
@@ -11803,6 +11885,7 @@ class Transfer:
         self._save_beyond(CHECKPOINT_BYTES)
 
     def pause(self) -> None:
+        """Save what has come, and let other requests have the file."""
         self._receiving.pause()
         self._save_beyond(PAUSE_BYTES)
         self._is_held = False
@@ -11919,6 +12002,7 @@ class Meter:
                     numbers[own] += head.content_length or 0
 
     def set_in_flight(self, count: int) -> None:
+        """Note how many requests this worker works on."""
         self._numbers[self.worker * self._part + 2] = count
 
     def totals(self) -> tuple[int, int, int]:
@@ -12087,10 +12171,12 @@ class Request:
 
     @property
     def behind_proxy(self) -> bool:
+        """Return whether the client speaks through a proxy that is trusted."""
         return is_trusted(self.peer, self.app.settings.trusted_proxies)
 
     @property
     def client(self) -> str:
+        """Return the client's address, as a trusted proxy tells it or else its own."""
         return client_address(self.headers, self.peer, self.app.settings.trusted_proxies)
 
     def sign(self, response: Response) -> None:
@@ -12209,6 +12295,7 @@ def parse_string(value: Any, numbers: bool) -> str:
 
 
 def check_text(item: Field, text: str) -> str:
+    """Return a text that fits its field; Unfit for one that is blank, too long or too short."""
     shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
         raise Unfit("may not be blank", "blank")
@@ -12220,6 +12307,7 @@ def check_text(item: Field, text: str) -> str:
 
 
 def parse_integer(value: Any) -> int:
+    """Return the integer that a value of JSON or of a form is; Unfit for another one."""
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
@@ -12235,6 +12323,7 @@ def parse_integer(value: Any) -> int:
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
+    """Return a number within its field's bounds, its ceiling at most; Unfit for one outside."""
     low, high = item.minimum, item.maximum
     if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise Unfit("is too large", "int_parsing_size")
@@ -12351,7 +12440,7 @@ def body_in_words(spec: BodySpec) -> str:
     return " or ".join(kinds)
 
 
-class TextBody:
+class TextBody(BodyReader):
     """A body that is parsed when all of it is here."""
 
     def __init__(self, head: RequestHead, parse: Callable[[bytes], Mapping[str, Any]]) -> None:
@@ -12368,7 +12457,7 @@ class TextBody:
         self._check(len(self._content))
 
     def pause(self) -> None:
-        """Do nothing: all of it is needed."""
+        return None  # all of it is needed
 
     def finish(self) -> Mapping[str, Any]:
         return self._parse(bytes(self._content))
@@ -12378,6 +12467,7 @@ class TextBody:
 
 
 def parse_urlencoded(text: bytes) -> dict[str, Any]:
+    """Return the fields of a body in application/x-www-form-urlencoded, the last of each name."""
     return dict(parse_query(text.decode("utf-8", "surrogateescape")))
 
 
@@ -12403,6 +12493,7 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
 
 
 def no_file(upload: Upload) -> FieldError:
+    """Return the problem of a text in the place of a file."""
     return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
@@ -12441,7 +12532,7 @@ def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
     return inner
 
 
-class FormBody:
+class FormBody(BodyReader):
     """A multipart form: its declared text fields are kept, its file goes to its folder.
 
     The file is in `request.upload` when its part is complete.
@@ -12517,7 +12608,7 @@ class FormBody:
             self._receiving = None
 
 
-class FileBody:
+class FileBody(BodyReader):
     """A body that is the file itself, as `curl -T` sends it.
 
     Its name is the last of the URL's path, with the extension of its content.
@@ -12571,10 +12662,12 @@ def upload_limit(request: Request, upload: Upload | None) -> Limit:
 
 @functools.cache
 def setting_limit(name: str, size: int) -> Limit:
+    """Return the limit of a setting, with its name in the sentence."""
     return Limit(size, f"The file is larger than {format_size(size)} ({name.upper()}).")
 
 
 def quota_sentence(settings: Settings, room: int) -> str:
+    """Return what an answer says where an account's quota leaves too little room."""
     quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
     return f"{quota}; {room} of them are left."
 
@@ -12590,6 +12683,7 @@ def format_size(size: float) -> str:
 
 
 def decode_field(name: str, text: bytes | bytearray) -> str:
+    """Return a field's text; ValidationError if it is not UTF-8."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -12631,6 +12725,7 @@ to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def json_response(
     value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
 ) -> Response:
+    """Return an answer in JSON."""
     return text_response(to_json(value), status, headers)
 
 
@@ -12699,9 +12794,11 @@ class Content(NamedTuple):
 
     @property
     def etag(self) -> str:
+        """Return the entity tag, a strong one: the hash (RFC 9110 §8.8.3)."""
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
+        """Return the header fields of an answer with the content."""
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -12868,7 +12965,7 @@ def log_refusal(request: Request, error: HTTPError) -> None:
     warn(f"refused {printable_line(about)}")
 
 
-class Application:
+class Application(Service):
     """Requests in, answers out."""
 
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
@@ -13058,7 +13155,6 @@ class Application:
             response.headers.append(("Content-Encoding", "gzip"))
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
-        """The answer to a message that is no request."""
         response = error_response(error, "")
         response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
         complete_headers(response)
@@ -13141,13 +13237,14 @@ class Application:
         return response
 
     def recall(self, head: RequestHead) -> Principal | None:
+        """Return who a request's credentials were good for before, if they still are."""
         cookies = head.headers.get("cookie", "")
         return recall_principal(
             head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
         )
 
 
-class Accepted:
+class Accepted(Exchange):
     """A request of which only the body is to come: the application's Exchange."""
 
     def __init__(
@@ -13200,6 +13297,7 @@ def open_hot(hot: HotFile) -> Content:
 
 
 def close_source(content: Content) -> None:
+    """Let go of a content's file, if it has one."""
     if not isinstance(content.source, bytes):
         content.source.close()
 
@@ -13221,11 +13319,13 @@ def is_ready(head: RequestHead, response: Response) -> bool:
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
+    """Return the value of Allow for a path's routes (RFC 9110 §10.2.1)."""
     methods = {*found, "OPTIONS"} | ({"HEAD"} if "GET" in found else set())
     return ", ".join(sorted(methods))
 
 
 def gzip_bytes(body: bytes) -> bytes:
+    """Return a body compressed (RFC 1952)."""
     compressor = zlib.compressobj(GZIP_LEVEL, wbits=31)
     return compressor.compress(body) + compressor.flush()
 
@@ -13302,6 +13402,7 @@ def error_response(error: HTTPError, family: str) -> Response:
 
 
 def fastapi_error(problem: FieldError) -> dict[str, Any]:
+    """Return a problem as FastAPI names it."""
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
     location = [*problem.where.split("/"), problem.field]
@@ -13309,6 +13410,7 @@ def fastapi_error(problem: FieldError) -> dict[str, Any]:
 
 
 def django_message(problem: FieldError) -> str:
+    """Return the sentence of a problem as Django REST Framework says it."""
     kind = "null" if problem.is_null else problem.type
     if kind in DJANGO_MESSAGES:
         return DJANGO_MESSAGES[kind].format(problem.given or problem.limit)
@@ -13325,6 +13427,7 @@ def django_message(problem: FieldError) -> str:
 
 
 def check_sha256(text: str) -> str:
+    """Return a SHA-256 in lower case; 400 for another text."""
     if not SHA256.fullmatch(text):
         raise HTTPError(400, "That is not a SHA-256: 64 hexadecimal digits.")
     return text.lower()
@@ -13652,6 +13755,7 @@ def list_media(app: App, request: Request) -> Answer:
 def media_json(
     request: Request, path: str, sha256: str, size: int, mime_type: str | None, added: float
 ) -> dict[str, Any]:
+    """Return a public upload as answers show it."""
     filename = path.partition("/")[2]
     # URLs are UTF-8; where a name is not, the content's own name leads to it
     place = f"/media/{quote(filename)}" if printable(filename) == filename else f"/image/{sha256}"
@@ -13676,6 +13780,7 @@ def list_library(app: App, request: Request) -> Answer:
 
 
 def library_pieces(app: App) -> Iterator[str]:
+    """Yield the JSON of all files of the library, by SHA-256, in pieces."""
     before = "{"
     for sha256, path, mtime_ns, created in app.index.files.library():
         value = {
@@ -13802,6 +13907,7 @@ def put_library(app: App, db: Database, file: File, asset: Asset, once: bool) ->
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
+    """Return what a library upload is answered."""
     name, path = printable(posixpath.basename(path)), printable(path)
     return {"message": message, "sha256": sha256, "filename": name, "file_path": path}
 
@@ -13878,24 +13984,29 @@ GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
 
 
 def needed(name: str, type: str = "text", **more: Any) -> Field:
+    """Return a text field that is required and not blank."""
     return Field(name, type, required=True, nullable=False, blank="refused", **more)
 
 
 def name_field(name: str, longest: int, **more: Any) -> Field:
+    """Return an optional text field whose outer blanks are dropped."""
     return Field(name, "text", longest=longest, trim=True, **more)
 
 
 def password_field(name: str, shortest: int = 0) -> Field:
+    """Return the field of a password."""
     return needed(name, shortest=shortest, longest=MAX_PASSWORD_LENGTH)
 
 
 def check_registration_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
+    """Yield the problems of a registration: its e-mail, and names that are taken."""
     if not re.fullmatch(EMAIL, values.get("email", "")):
         yield FieldError("body", "email", "Enter a valid email address.")
     yield from taken_problems(request.app.index.users.taken(values))
 
 
 def taken_problems(names: Iterable[str]) -> Iterator[FieldError]:
+    """Yield a problem for each of the names that another account has."""
     for name in names:
         message = f"user with this {name.replace('_', ' ')} already exists."
         yield FieldError("body", name, message, "unique")
@@ -13926,6 +14037,7 @@ PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("ne
 
 
 def unauthorized(detail: str) -> HTTPError:
+    """Return the 401 that asks for a bearer token (RFC 6750 §3)."""
     return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
@@ -13946,11 +14058,13 @@ def find_account(app: App, request: Request) -> User:
 
 
 def user_json(user: User) -> dict[str, Any]:
+    """Return an account as its owner sees it."""
     names = ("id", "first_name", "last_name", "email", "username", "phone_number")
     return {name: getattr(user, name) for name in names}
 
 
 def check_registration(app: App, request: Request) -> None:
+    """Refuse a registration where they are off: 403."""
     if not app.settings.allow_registration:
         raise HTTPError(403, "Registration is off here.")
 
@@ -14003,6 +14117,7 @@ def begin_session(app: App, request: Request, user: User) -> Session | None:
 
 
 def refresh_seconds(app: App) -> int:
+    """Return how long a refresh token is good for."""
     return app.settings.jwt_refresh_token_lifetime_days * 86400
 
 
@@ -14079,6 +14194,7 @@ def list_sessions(app: App, request: Request) -> Response:
 
 
 def session_json(session: Session) -> dict[str, Any]:
+    """Return a login as its owner sees it."""
     return {
         "id": session.id,
         "created_at": format_time(session.created_at),
@@ -14167,6 +14283,7 @@ def parse_ordering(text: str, columns: Set[str]) -> tuple[tuple[str, bool], ...]
 
 
 def parse_search(text: str) -> tuple[str, ...]:
+    """Return the folded words of a search, each once; ValidationError for too many."""
     terms = tuple(dict.fromkeys(text.casefold().split()))
     if len(terms) > MAX_SEARCH_TERMS:
         raise ValidationError(
@@ -14223,10 +14340,12 @@ def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Fi
 
 
 def no_collection(key: str) -> FieldError:
+    """Return the problem of a collection that the account has none of."""
     return FieldError("body", "collection", f'Invalid pk "{key}" - object does not exist.')
 
 
 def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[FieldError]:
+    """Yield the problem of a file that is of another kind than the fields say."""
     given = values.get("type", kind)
     if given != kind:
         yield FieldError("body", "type", f'The file is of type "{kind}", not "{given}".')
@@ -14245,10 +14364,12 @@ def partial(spec: BodySpec) -> BodySpec:
 
 
 def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
+    """Return the paths of routes that go on behind these paths."""
     return tuple(f"{path}{rest}" for path in paths)
 
 
 def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, Any]:
+    """Return a media record as answers show it."""
     return {
         "id": record.id,
         "user": record.user_id,
@@ -14298,10 +14419,12 @@ def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
 
 
 def upload_facts(request: Request) -> Facts | None:
+    """Return the facts of the file that came with a request, if one did."""
     return request.upload.facts if request.upload else None
 
 
 def upload_name(upload: Incoming) -> str:
+    """Return the name under which a file that came is to be stored."""
     return safe_name(upload.filename) or "file"
 
 
@@ -14503,6 +14626,7 @@ def remove_from_collection(app: App, request: Request, id: str) -> Response:
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
+    """Put a media record into a collection, or into none; return the answer."""
     seen = find_record(app, request, id)
     record = write_record(app, seen, {"collection_id": collection_id}, None)
     return json_response(record_json(app, request, record))
@@ -14518,6 +14642,7 @@ COLLECTION_BODY = BodySpec(ANY_BODY, (
 
 
 def collection_json(collection: Collection) -> dict[str, Any]:
+    """Return a collection as answers show it."""
     return {
         "id": collection.id,
         "user": collection.user_id,
@@ -14799,6 +14924,7 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
 def find_entity(
     app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
+    """Return an entity, or one of its versions; 404 if there is none."""
     missing = NO_ENTITY.format(id if version is None else f"{id} with a version {version}")
     return existing(app.index.entities.get(id, version, db), missing)
 
@@ -14864,6 +14990,7 @@ def check_place(app: App, entity: Entity, has_upload: bool, db: Database | None 
 
 
 def store_entity_file(app: App, upload: Incoming) -> Located:
+    """Store the file of an entity under its day and MD5; return where it lies."""
     assert upload.facts is not None
     day = time.strftime("%Y/%m/%d", time.gmtime())
     names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
@@ -15013,6 +15140,7 @@ def create_share(app: App, request: Request) -> Response:
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
+    """Return a share as its owner sees it."""
     return {
         "id": share.id,
         "url": request.url(f"/s/{share.id}"),
@@ -15074,11 +15202,13 @@ def has_password(app: App, request: Request, share: Share) -> bool:
 
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
+    """Refuse who has not given the password that a share has: 401."""
     if not has_password(app, request, share):
         raise unauthorized("POST the link's password to its URL, as the field password.")
 
 
 def share_page(share: Share, content: str, status: int = 200) -> Response:
+    """Return an answer with a page of a share, which no other site may show or learn of."""
     headers = [
         ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
@@ -15127,6 +15257,7 @@ def may_show(share: Share, asset: Asset) -> bool:
 def shared_json(
     app: App, request: Request, share: Share, file: File, asset: Asset
 ) -> dict[str, Any]:
+    """Return a shared file as those with the link see it."""
     url = request.url(f"/s/{share.id}/{file.sha256}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -15367,6 +15498,7 @@ def is_trash_of(request: Request, trashed: Trashed) -> bool:
 
 
 def find_trashed(app: App, request: Request, id: str) -> Trashed:
+    """Return what is in the caller's trash under an id; 404 if nothing is."""
     trashed = app.index.trash.get(id.lower())
     return existing(trashed if trashed and is_trash_of(request, trashed) else None)
 
@@ -15430,11 +15562,13 @@ def find_target(request: Request, family: str) -> Route:
 
 
 def form_of(target: Route) -> tuple[BodySpec, Upload]:
+    """Return what the body of an upload's route has, and which of it is the file."""
     assert target.body is not None and target.body.upload is not None
     return target.body, target.body.upload
 
 
 def max_size(app: App, target: Route) -> int:
+    """Return how many bytes a file for a route may have."""
     size: int = getattr(app.settings, form_of(target)[1].limit)
     return size
 
@@ -15507,6 +15641,7 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
 
 
 def check_content_type(request: Request, *types: str) -> None:
+    """Refuse a body of another media type than these: 415."""
     media_type, _ = parse_content_type(request.headers.get("content-type", ""))
     if request.head.has_body and media_type not in types:
         raise HTTPError(415, f"Send the content as {types[0]}.")
@@ -15548,6 +15683,7 @@ def upload_url(request: Request, upload: OpenUpload) -> str:
 
 
 def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
+    """Return Upload-Limit for an upload (draft-ietf-httpbis-resumable-upload)."""
     size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
     return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
 
@@ -15801,12 +15937,14 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
 
 
 def count_renditions(thumbnails: Thumbnails) -> Samples:
+    """Yield the samples of the time that decoders have taken."""
     for kind, (count, nanoseconds) in thumbnails.decoding.items():
         yield f'_sum{{kind="{kind}"}}', nanoseconds / 1e9
         yield f'_count{{kind="{kind}"}}', count
 
 
 def count_failed_logins(meter: Meter) -> int:
+    """Return how many logins were refused."""
     routes = [number for number, item in enumerate(ROUTES, 1) if item.handler is login]
     return sum(meter.answers(number).get(401, 0) for number in routes)
 
@@ -15819,6 +15957,7 @@ def label_routes() -> Iterator[tuple[int, str]]:
 
 
 def count_requests(meter: Meter) -> Samples:
+    """Yield the samples of the answers by route and status."""
     for number, labels in label_routes():
         for status, count in meter.answers(number).items():
             yield f'{{{labels},code="{status}"}}', count
@@ -15990,6 +16129,7 @@ SECURITY_SCHEMES = {
 
 
 def reference(kind: str, name: str) -> dict[str, Any]:
+    """Return a reference to a component of the OpenAPI document."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
@@ -16197,6 +16337,7 @@ def shown_path(item: Route) -> str:
 
 
 def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
+    """Return the OpenAPI operation of a route."""
     operation: dict[str, Any] = {
         "tags": [item.family],
         "summary": item.summary,
@@ -16785,11 +16926,13 @@ class Zipped(NamedTuple):
     taken: int  # wall clock, in seconds
 
     def info(self) -> zipfile.ZipInfo:
+        """Return the entry's name and time, the nearest that a zip file can tell."""
         first, last = MS_DOS
         return zipfile.ZipInfo(self.name, time.gmtime(max(first, min(self.taken, last)))[:6])
 
     @property
     def is_large(self) -> bool:
+        """Return whether its size needs a field of eight bytes (APPNOTE.TXT 4.3.14)."""
         return self.file.size > LARGE_FILE
 
 
@@ -16833,10 +16976,12 @@ class ZipReader:
         return held
 
     def write(self, data: bytes | memoryview) -> None:
+        """Take in bytes of the zip file."""
         self._held.append(bytes(data))
         self._place += len(data)
 
     def tell(self) -> int:
+        """Return where in the zip file the next bytes are written."""
         return self._place
 
     def flush(self) -> None:
@@ -19109,6 +19254,7 @@ class Command(NamedTuple):
 
     @property
     def usage(self) -> str:
+        """Return the command as the help shows it: its name, words and options."""
         return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
 
     def fits(self, words: Sequence[str]) -> bool:
@@ -19138,9 +19284,11 @@ COMMANDS: dict[str, Command] = {}
 Run = TypeVar("Run", bound=Callable[..., int | None])
 
 
-def command(name: str, help: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
+def command(name: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
+    """Declare the decorated function as a command; its docstring begins with the help."""
+
     def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(name, takes, help, run, options)
+        COMMANDS[name] = Command(name, takes, summary_of(run), run, options)
         return run
 
     return declare
@@ -19316,6 +19464,7 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
 
 
 def parse_scopes(text: str) -> frozenset[str]:
+    """Return the scopes that a list with commas or blanks names; ValueError for an unknown one."""
     scopes = frozenset(re.split(r"[\s,]+", text.strip()))
     if scopes - SCOPES:
         raise ValueError(f"{text!r} is none of {', '.join(sorted(SCOPES))}, or some with commas")
@@ -19323,6 +19472,7 @@ def parse_scopes(text: str) -> frozenset[str]:
 
 
 def parse_url_path(text: str) -> str:
+    """Return the path of a URL; ValueError for one without its first slash."""
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is no path of a URL: it begins with a slash")
     return text
@@ -19342,7 +19492,7 @@ def parse_duration(text: str) -> int:
 
 
 @command(
-    "token", "print a fresh upload token, or one for less", "",
+    "token", "",
     Option("scope", "upload|delete|read", parse_scopes), Option("path", "PATH", parse_url_path),
     Option("max_bytes", "N", whole_number(1, MAX_BYTES)),
     Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
@@ -19351,7 +19501,10 @@ def print_token(
     settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
     **limits: Any,
 ) -> None:  # fmt: skip
-    """Print `TS.SIG` of the document; with any option, or if that is off, a scoped token."""
+    """Print a fresh upload token, or one for less.
+
+    It is `TS.SIG` of the contract; with any option, or if those are off, a scoped token.
+    """
     if not settings.media_server_secret:
         need_folders(settings)
         settings, _ = with_secrets(settings)
@@ -19394,8 +19547,9 @@ def find_user(index: Index, name: str) -> User:
     return user
 
 
-@command("user list", "list the accounts, and what their files take")
+@command("user list")
 def list_users(settings: Settings) -> None:
+    """List the accounts, and what their files take."""
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
@@ -19405,6 +19559,7 @@ def list_users(settings: Settings) -> None:
 
 
 def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[str]) -> None:
+    """Add and drop permissions of an account; Refusal for one that there is not."""
     if unknown := sorted((add | drop) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
         raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
@@ -19413,13 +19568,15 @@ def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[s
         index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
-@command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
+@command("user grant", "NAME PERMISSION...")
 def grant_permissions(settings: Settings, name: str, *words: str) -> None:
+    """Give permissions from the next token on."""
     change_permissions(settings, name, set(words), set())
 
 
-@command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
+@command("user revoke", "NAME PERMISSION...")
 def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
+    """Take permissions from the next token on."""
     change_permissions(settings, name, set(), set(words))
 
 
@@ -19443,24 +19600,27 @@ def read_password() -> str:
     return password
 
 
-@command("user sessions", "list where an account is logged in", "NAME")
+@command("user sessions", "NAME")
 def list_user_sessions(settings: Settings, name: str) -> None:
+    """List where an account is logged in."""
     with opened_index(settings) as index:
         for session in index.sessions.of_user(find_user(index, name).id, time.time()):
             words = session_json(session).values()
             print("\t".join(printable_line(word) or "-" for word in words))
 
 
-@command("user logout", "end all of an account's sessions", "NAME")
+@command("user logout", "NAME")
 def logout_user(settings: Settings, name: str) -> None:
+    """End all of an account's sessions."""
     with opened_index(settings) as index:
         user = find_user(index, name)
         count = index.write(lambda db: index.sessions.end_all(db, user.id))
     print(f"{count} sessions ended; access tokens that are out expire by themselves")
 
 
-@command("user passwd", "set a password and end all sessions", "NAME")
+@command("user passwd", "NAME")
 def set_user_password(settings: Settings, name: str) -> None:
+    """Set a password and end all sessions."""
     with opened_index(settings) as index:
         user = find_user(index, name)
         password = hash_password(read_password())
@@ -19470,18 +19630,21 @@ def set_user_password(settings: Settings, name: str) -> None:
 
 
 def set_active(settings: Settings, name: str, active: bool) -> None:
+    """Let an account in, or keep it out."""
     with opened_index(settings) as index:
         user = find_user(index, name)
         index.write(lambda db: index.users.set_active(db, user, active))
 
 
-@command("user disable", "refuse an account's logins and tokens", "NAME")
+@command("user disable", "NAME")
 def disable_user(settings: Settings, name: str) -> None:
+    """Refuse an account's logins and tokens."""
     set_active(settings, name, False)
 
 
-@command("user enable", "let a disabled account in again", "NAME")
+@command("user enable", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
+    """Let a disabled account in again."""
     set_active(settings, name, True)
 
 
@@ -19522,10 +19685,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
+        """Return the time since the beginning."""
         return max(time.monotonic() - self._began, 1e-6)
 
     @property
     def speed(self) -> str:
+        """Return the bytes a second so far."""
         return f"{format_size(self.done / self.seconds)}/s"
 
     def advance(self, count: int) -> None:
@@ -19596,9 +19761,11 @@ class Verifier:
 
     @property
     def ok(self) -> bool:
+        """Return whether no problem was found."""
         return not any(self.found[word] for word in PROBLEMS)
 
     def summary(self) -> str:
+        """Return in a line what was found."""
         counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
         return ", ".join(counts) or "all is as it was taken in"
 
@@ -19708,16 +19875,17 @@ def forget_cached(file: io.FileIO) -> None:
 
 
 @command(
-    "verify", "read all files again and compare them with the index", "",
+    "verify", "",
     AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
 )  # fmt: skip
 def verify(
     settings: Settings, as_json: bool = False, since: float = math.inf,
     limit_rate: float = math.inf, restored: Copier | None = None,
 ) -> int:  # fmt: skip
-    """Read all files, or those of the last days, and tell what is wrong: then it returns 1.
+    """Read all files again and compare them with the index.
 
-    What was found wrong with files as they were `restored` is not told again.
+    Returns 1 if something is wrong; what was found wrong as files were `restored` is not told
+    again.
     """
     with index_to_read(settings) as index:
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
@@ -19803,6 +19971,7 @@ class Copier(Verifier):
         return sha256
 
     def report(self, what: str) -> None:
+        """Say what was copied, and what was found."""
         copied = f"{format_size(self.copied)} copied in {self._progress.seconds:.0f} s"
         self._progress.say(f"{what}, {copied}: {self.summary()}")
 
@@ -19928,6 +20097,7 @@ def fillable_folders(settings: Settings) -> dict[str, Folder]:
 
 
 def copy_secrets(settings: Settings, target: Settings) -> None:
+    """Copy the generated secrets and the public key to the folders of a backup."""
     data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
     key = settings.public_key_path or settings.database_dir / "public_key.pem"
     for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
@@ -19937,9 +20107,12 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
                 data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
-@command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
+@command("backup", "DEST")
 def backup(settings: Settings, dest: str) -> int:
-    """Make a backup; returns 1 if some file is not as it was taken in."""
+    """Copy everything into a dated folder in DEST, while the server runs.
+
+    Returns 1 if some file is not as it was taken in.
+    """
     destination = Path(os.path.realpath(parse_path(dest)))
     with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
         sources = open_folders(settings, index)
@@ -20094,9 +20267,12 @@ def need_empty(settings: Settings, resumed: bool) -> None:
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
-@command("restore", "bring a backup back into an empty STORAGE_DIR and verify it", "SOURCE")
+@command("restore", "SOURCE")
 def restore(settings: Settings, source: str) -> int:
-    """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
+    """Bring a backup back into an empty STORAGE_DIR and verify it.
+
+    Returns 1 if some file is not as it should be.
+    """
     own = backup_settings(settings, find_backup(settings, parse_path(source)))
     place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
     need_empty(settings, resumed=place.exists())
@@ -20154,12 +20330,12 @@ class Mover(Copier):
         return super()._judge(file)
 
 
-@command(
-    "migrate", f"copy the files of {', '.join(FAMILY_PLACES)} to PLACE, while the server runs",
-    "ROOT", Option("to", "PLACE", parse_place),
-)  # fmt: skip
+@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place))
 def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -> int:
-    """Copy and compare all files of a root; returns 1 if one is not as it was taken in."""
+    """Copy the files of a root to PLACE, while the server runs.
+
+    Returns 1 if one that was copied is not as it was taken in.
+    """
     if family not in FAMILY_PLACES or to is None:
         raise Refusal(f"migrate takes one of {', '.join(FAMILY_PLACES)} and --to PLACE")
     name, root, below = FAMILY_PLACES[family]
@@ -20223,9 +20399,12 @@ def opened_app(settings: Settings) -> Iterator[App]:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
 
 
-@command("trash list", "list what is softly deleted", "", AS_JSON)
+@command("trash list", "", AS_JSON)
 def list_trash(settings: Settings, as_json: bool = False) -> None:
-    """The oldest first: kind, id, time, bytes, owner, name."""
+    """List what is softly deleted.
+
+    The oldest first: kind, id, time, bytes, owner, name.
+    """
     with index_to_read(settings) as index:
         found = index.trash.all()
     values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
@@ -20237,19 +20416,18 @@ def list_trash(settings: Settings, as_json: bool = False) -> None:
         print("\t".join(map(printable_line, words)))
 
 
-@command("trash restore", "bring back what is softly deleted, by the ids of the list", "ID...")
+@command("trash restore", "ID...")
 def restore_trash(settings: Settings, *ids: str) -> None:
+    """Bring back what is softly deleted, by the ids of the list."""
     with opened_app(settings) as app:
         unknown = [id for id in ids if not restore_trashed(app, id.lower())]
     if unknown:
         raise Refusal(f"not in the trash: {', '.join(unknown)}")
 
 
-@command(
-    "trash empty", "remove for good what is softly deleted", "",
-    Option("older_than", "DAYS", parse_days),
-)  # fmt: skip
+@command("trash empty", "", Option("older_than", "DAYS", parse_days))
 def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+    """Remove for good what is softly deleted."""
     until = math.inf if older_than is None else time.time() - older_than * 86400
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
@@ -20715,21 +20893,16 @@ def choose_destination(source: Path, family: str) -> Destination:
     return DESTINATIONS[family or "library"]
 
 
-def parse_family(text: str) -> str:
-    if text not in {*DESTINATIONS, *RECORDS}:
-        raise ValueError(f"{text!r} is none of {', '.join((*DESTINATIONS, *RECORDS))}")
-    return text
-
-
 @command(
-    "import", "copy another program's pictures here, with their names and times", "SOURCE",
-    Option("into", "FAMILY", parse_family), Option("dry_run"), Option("join"),
+    "import", "SOURCE",
+    Option("into", "FAMILY", one_of(*DESTINATIONS, *RECORDS)), Option("dry_run"), Option("join"),
 )  # fmt: skip
 def import_source(
     settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
 ) -> int:
-    """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
+    """Copy another program's pictures here, with their names and times.
 
+    Prints what becomes of every file or record, and where it is or why; returns 1 if one failed.
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
     if it was not.
     """
@@ -20838,6 +21011,7 @@ class Watchdog:
                 warn(f"the watchdog: {error}")
 
     def report(self) -> None:
+        """Tell systemd that all workers are well, if they have been lately."""
         if min(self._seen) > time.monotonic() - 1.6 * self.interval:
             notify("WATCHDOG=1")
 
@@ -20865,6 +21039,7 @@ class Supervisor:
         self._restarting = False
 
     def run(self, count: int) -> None:
+        """Start so many workers, and react to signals until the last one has ended."""
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
         self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
@@ -20971,9 +21146,9 @@ LISTEN_HINTS: Mapping[int | None, str] = {
 }
 
 
-@command("serve", "run the server (the default)")
+@command("serve")
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run the server, until SIGTERM or SIGINT (the default)."""
     for descriptor in range(3):  # one that was closed would be a file's or a client's
         try:
             os.fstat(descriptor)
@@ -21201,6 +21376,7 @@ def token_command(settings: Settings) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == [DECODER_HOST]:
         host = socket.socket(fileno=int(given[1]))

@@ -19,6 +19,7 @@ import hmac
 import http.client
 import http.server
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -6366,7 +6367,7 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
             theirs.send(b"abc")
         return True
 
-    monkeypatch.setattr(ms.Connection, "wait_readable", wait_readable)
+    monkeypatch.setattr(ms.Connection, "_wait_readable", wait_readable)
     buffer = memoryview(bytearray(10))
     with ours, theirs:
         ours.setblocking(False)
@@ -16962,6 +16963,20 @@ def test_each_section_uses_only_the_sections_above_it():
     assert wrong == []
     assert home["main"] == 14
     assert home["Route"] > home["Response"] > home["Scanner"]
+
+
+def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
+    """The public classes and functions without a docstring; a method may have its base's."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            item, is_class = getattr(owner, node.name), isinstance(node, ast.ClassDef)
+            if not (ast.get_docstring(node) if is_class else inspect.getdoc(item)):
+                yield f"line {node.lineno}: {node.name}"
+            yield from undocumented(item, node.body) if is_class else ()
+
+
+def test_every_public_function_class_and_method_has_a_docstring():
+    assert list(undocumented(ms, read_sections()[0].body)) == []
 
 
 def test_no_exception_is_swallowed_whole_but_in_few_places():
