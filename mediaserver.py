@@ -19266,9 +19266,15 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
-def print_json(value: Any) -> None:
-    """Print JSON in ASCII, which also carries names that are no UTF-8, as Python has them."""
-    print(json.dumps(value))
+def print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    """Print a table as lines with tabs, or as JSON: in ASCII, which carries names of any bytes."""
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    for row in rows:
+        size = {"size": format_size(row["size"])} if row.get("size") else {}
+        shown = ["-" if value in (None, "") else str(value) for value in {**row, **size}.values()]
+        print("\t".join(map(printable_line, shown)))
 
 
 class Call(NamedTuple):
@@ -19454,6 +19460,7 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        file.close()
         stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
         problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
@@ -19539,45 +19546,55 @@ class Refusal(Exception):
     """A command cannot do what it was asked; the text says why."""
 
 
-def find_user(index: Index, name: str) -> User:
-    """The account with this username or e-mail."""
-    user = index.users.find(name)
-    if user is None:
-        raise Refusal(f"there is no account {name!r}")
-    return user
+@contextlib.contextmanager
+def opened_user(settings: Settings, name: str) -> Iterator[tuple[Index, User]]:
+    """Open the index and find the account with a username or an e-mail; Refusal for none."""
+    with opened_index(settings) as index:
+        user = index.users.find(name)
+        if user is None:
+            raise Refusal(f"there is no account {name!r}")
+        yield index, user
 
 
-@command("user list")
-def list_users(settings: Settings) -> None:
+@command("user list", "", AS_JSON)
+def list_users(settings: Settings, as_json: bool = False) -> None:
     """List the accounts, and what their files take."""
     with opened_index(settings) as index:
-        for user in index.users.all():
-            state = "active" if user.is_active else "disabled"
-            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
-            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
-            print("\t".join(word if word.isprintable() else ascii(word) for word in words))
+        rows = [
+            {
+                "id": user.id,
+                "email": user.email,
+                "username": user.username,
+                "state": "active" if user.is_active else "disabled",
+                "size": index.users.stored_bytes(user.id),
+                "permissions": user.permissions,
+            }
+            for user in index.users.all()
+        ]
+    print_rows(rows, as_json)
 
 
-def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[str]) -> None:
+def change_permissions(
+    settings: Settings, name: str, *, add: Set[str] = frozenset(), drop: Set[str] = frozenset()
+) -> None:
     """Add and drop permissions of an account; Refusal for one that there is not."""
     if unknown := sorted((add | drop) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
         raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
 @command("user grant", "NAME PERMISSION...")
 def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     """Give permissions from the next token on."""
-    change_permissions(settings, name, set(words), set())
+    change_permissions(settings, name, add=set(words))
 
 
 @command("user revoke", "NAME PERMISSION...")
 def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     """Take permissions from the next token on."""
-    change_permissions(settings, name, set(), set(words))
+    change_permissions(settings, name, drop=set(words))
 
 
 def read_password() -> str:
@@ -19600,20 +19617,17 @@ def read_password() -> str:
     return password
 
 
-@command("user sessions", "NAME")
-def list_user_sessions(settings: Settings, name: str) -> None:
+@command("user sessions", "NAME", AS_JSON)
+def list_user_sessions(settings: Settings, name: str, as_json: bool = False) -> None:
     """List where an account is logged in."""
-    with opened_index(settings) as index:
-        for session in index.sessions.of_user(find_user(index, name).id, time.time()):
-            words = session_json(session).values()
-            print("\t".join(printable_line(word) or "-" for word in words))
+    with opened_user(settings, name) as (index, user):
+        print_rows(map(session_json, index.sessions.of_user(user.id, time.time())), as_json)
 
 
 @command("user logout", "NAME")
 def logout_user(settings: Settings, name: str) -> None:
     """End all of an account's sessions."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         count = index.write(lambda db: index.sessions.end_all(db, user.id))
     print(f"{count} sessions ended; access tokens that are out expire by themselves")
 
@@ -19621,31 +19635,25 @@ def logout_user(settings: Settings, name: str) -> None:
 @command("user passwd", "NAME")
 def set_user_password(settings: Settings, name: str) -> None:
     """Set a password and end all sessions."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
         index.failures.clear(login_key(user, name))
 
 
-def set_active(settings: Settings, name: str, active: bool) -> None:
-    """Let an account in, or keep it out."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, active))
-
-
 @command("user disable", "NAME")
 def disable_user(settings: Settings, name: str) -> None:
-    """Refuse an account's logins and tokens."""
-    set_active(settings, name, False)
+    """Refuse an account's logins and tokens, and end its links."""
+    with opened_user(settings, name) as (index, user):
+        index.write(lambda db: index.users.set_active(db, user, False))
 
 
 @command("user enable", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     """Let a disabled account in again."""
-    set_active(settings, name, True)
+    with opened_user(settings, name) as (index, user):
+        index.write(lambda db: index.users.set_active(db, user, True))
 
 
 # -- verify --------------------------------------------------------------------------------
@@ -19673,9 +19681,9 @@ class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
     def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
-        """`total` in bytes, `rate` in bytes a second; `silent` prints no results."""
+        """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
-        self._silent = silent
+        self.silent = silent
         self._total = total
         self._rate = rate
         self._began = time.monotonic()
@@ -19717,7 +19725,7 @@ class Progress:
         if self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-        if not self._silent:
+        if not self.silent:
             print(printable_line(text), flush=True)
 
 
@@ -19759,15 +19767,16 @@ class Verifier:
         self._named: set[tuple[str, str]] = set()
         self.files = 0
 
-    @property
-    def ok(self) -> bool:
-        """Return whether no problem was found."""
-        return not any(self.found[word] for word in PROBLEMS)
-
-    def summary(self) -> str:
-        """Return in a line what was found."""
+    def report(self, what: str, **more: Any) -> int:
+        """Say what was done and found, with `more` where as JSON; return the exit status."""
         counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
-        return ", ".join(counts) or "all is as it was taken in"
+        self._progress.say(f"{what}: {', '.join(counts) or 'all is as it was taken in'}")
+        is_well = not any(self.found[word] for word in PROBLEMS)
+        if self._progress.silent:
+            done, seconds = self._progress.done, self._progress.seconds
+            figures = {"ok": is_well, "files": self.files, "bytes": done, "seconds": seconds}
+            print(json.dumps({**figures, **self.found, **more}))
+        return int(not is_well)
 
     def run(self, shelves: Sequence[Shelf]) -> None:
         """Check all that is known, and name what is not."""
@@ -19899,12 +19908,7 @@ def verify(
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
     read = f"{format_size(progress.done)} read at {progress.speed}"
-    progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
-    if as_json:
-        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
-        value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
-        print_json(value)
-    return 0 if verifier.ok else 1
+    return verifier.report(f"{verifier.files} files, {read}", duplicates=duplicates)
 
 
 # -- backup and restore --------------------------------------------------------------------
@@ -19970,10 +19974,10 @@ class Copier(Verifier):
             self.others[file.root, file.path] = sha256
         return sha256
 
-    def report(self, what: str) -> None:
-        """Say what was copied, and what was found."""
+    def report(self, what: str, **more: Any) -> int:
+        """Say what was copied, too."""
         copied = f"{format_size(self.copied)} copied in {self._progress.seconds:.0f} s"
-        self._progress.say(f"{what}, {copied}: {self.summary()}")
+        return super().report(f"{what}, {copied}", copied=self.copied, **more)
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file, byte for byte."""
@@ -20107,8 +20111,8 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
                 data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
-@command("backup", "DEST")
-def backup(settings: Settings, dest: str) -> int:
+@command("backup", "DEST", AS_JSON)
+def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
     """Copy everything into a dated folder in DEST, while the server runs.
 
     Returns 1 if some file is not as it was taken in.
@@ -20123,7 +20127,7 @@ def backup(settings: Settings, dest: str) -> int:
         own = backup_settings(settings, begun)
         own.storage_dir.mkdir(0o700, exist_ok=True)
         own.database_dir.mkdir(0o700, exist_ok=True)
-        progress = Progress(index.files.total_size())
+        progress = Progress(index.files.total_size(), silent=as_json)
         copier = BackupCopier(index, sources, fillable_folders(own), progress)
         for last in backups_in(destination)[-1:]:
             before = backup_settings(settings, last)
@@ -20135,8 +20139,7 @@ def backup(settings: Settings, dest: str) -> int:
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copier.report(f"{place}: {copier.files} files")
-    return 0 if copier.ok else 1
+    return copier.report(f"{place}: {copier.files} files", place=str(place))
 
 
 def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
@@ -20267,8 +20270,8 @@ def need_empty(settings: Settings, resumed: bool) -> None:
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
-@command("restore", "SOURCE")
-def restore(settings: Settings, source: str) -> int:
+@command("restore", "SOURCE", AS_JSON)
+def restore(settings: Settings, source: str, as_json: bool = False) -> int:
     """Bring a backup back into an empty STORAGE_DIR and verify it.
 
     Returns 1 if some file is not as it should be.
@@ -20282,7 +20285,7 @@ def restore(settings: Settings, source: str) -> int:
             kept.count_rows()  # or it is none
             kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
-            progress = Progress(index.files.total_size())
+            progress = Progress(index.files.total_size(), silent=as_json)
             copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
             copier.check_rest()
@@ -20290,7 +20293,7 @@ def restore(settings: Settings, source: str) -> int:
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings, restored=copier)
+    return verify(settings, as_json, restored=copier)
 
 
 # -- migrate
@@ -20330,8 +20333,10 @@ class Mover(Copier):
         return super()._judge(file)
 
 
-@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place))
-def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -> int:
+@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place), AS_JSON)
+def migrate(
+    settings: Settings, family: str, to: Path | S3Place | None = None, as_json: bool = False
+) -> int:
     """Copy the files of a root to PLACE, while the server runs.
 
     Returns 1 if one that was copied is not as it was taken in.
@@ -20345,18 +20350,19 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
         if source.path != target.path:  # else they share the server's own `.incoming/`
             target.recover(lambda name: True)
         files = (file for file in index.files.of_root(root) if file.path.startswith(below))
-        progress = Progress(sum(file.size for file in files))
+        progress = Progress(sum(file.size for file in files), silent=as_json)
         mover = Mover(index, source, target, below, progress)
         for _ in range(MAX_ROUNDS):
             before = mover.copied
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    mover.report(f"{mover.files} files of {family}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
-    progress.say(f"{first}start the server with {place}")
-    return 0 if mover.ok else 1
+    then = f"{first}start the server with {place}"
+    status = mover.report(f"{mover.files} files of {family}", then=then)
+    progress.say(then)
+    return status
 
 
 def moved_settings(settings: Settings, name: str, to: Path | S3Place) -> Settings:
@@ -20407,13 +20413,9 @@ def list_trash(settings: Settings, as_json: bool = False) -> None:
     """
     with index_to_read(settings) as index:
         found = index.trash.all()
-    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
-    if as_json:
-        print_json(values)
-    for value in () if as_json else values:
-        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
-        words = ["-" if value[name] is None else str(value[name]) for name in order]
-        print("\t".join(map(printable_line, words)))
+    rows = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+    print_rows([{name: row[name] for name in order} for row in rows], as_json)
 
 
 @command("trash restore", "ID...")
@@ -20425,13 +20427,19 @@ def restore_trash(settings: Settings, *ids: str) -> None:
         raise Refusal(f"not in the trash: {', '.join(unknown)}")
 
 
-@command("trash empty", "", Option("older_than", "DAYS", parse_days))
-def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+@command("trash empty", "", Option("older_than", "DAYS", parse_days), AS_JSON)
+def empty_trash_now(
+    settings: Settings, older_than: float | None = None, as_json: bool = False
+) -> None:
     """Remove for good what is softly deleted."""
     until = math.inf if older_than is None else time.time() - older_than * 86400
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
-    print(f"{len(removed)} removed, {format_size(sum(item.size for item in removed))}")
+    size = sum(item.size for item in removed)
+    if as_json:
+        print(json.dumps({"removed": [item.id for item in removed], "bytes": size}))
+    else:
+        print(f"{len(removed)} removed, {format_size(size)}")
 
 
 # -- import
@@ -20896,10 +20904,12 @@ def choose_destination(source: Path, family: str) -> Destination:
 @command(
     "import", "SOURCE",
     Option("into", "FAMILY", one_of(*DESTINATIONS, *RECORDS)), Option("dry_run"), Option("join"),
+    AS_JSON,
 )  # fmt: skip
 def import_source(
-    settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
-) -> int:
+    settings: Settings, source: str, into: str = "", *, dry_run: bool = False, join: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
     """Copy another program's pictures here, with their names and times.
 
     Prints what becomes of every file or record, and where it is or why; returns 1 if one failed.
@@ -20935,7 +20945,8 @@ def import_source(
                               " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
             outcomes = import_files(origin, folder, destination, dry_run)
-        counts = tell_outcomes(outcomes)
+        counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+        print_rows(count_outcomes(outcomes, counts), as_json)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
@@ -20953,13 +20964,13 @@ def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, 
         need_disk(folder)
 
 
-def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
-    """Print what becomes of each thing, and count it."""
-    counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+def count_outcomes(
+    outcomes: Iterable[tuple[str, Result]], counts: dict[str, int]
+) -> Iterator[dict[str, str]]:
+    """Yield what becomes of each thing as a row, and count it."""
     for what, (word, detail) in outcomes:
         counts[word] += 1
-        print("\t".join(map(printable_line, (word, what, detail))))
-    return counts
+        yield {"outcome": word, "name": what, "detail": detail}
 
 
 # -- The server's processes --------------------------------------------------------------

@@ -10522,7 +10522,7 @@ def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(st
     assert user.upload(png_of(100_001))[0] == 413
     assert user.upload(png_of(100_000))[0] == 201
     assert len(user.files()) == 2
-    assert "\tactive\t3.0 MB" in owner_says(running, "user", "list").stdout
+    assert "\tactive\t2.861 MB" in owner_says(running, "user", "list").stdout
 
 
 def test_uploads_at_once_exceed_no_quota(start):
@@ -15130,6 +15130,29 @@ def filled(start) -> Server:
     headers = {**bearer(user_id=user["id"]), "Content-Type": content_type}
     assert running.request("POST", MEDIA, body, headers).status == 201
     return running
+
+
+def test_every_command_that_tells_something_tells_it_as_json_too(filled, tmp_path):
+    entities = Entities(filled)
+    entities.patch(entities.create(png())["id"], is_deleted=True)
+    filled.call("POST", LOGIN, {"email": EMAIL, "password": "12345678"})
+    fill(tmp_path / "old", {"a/b.png": png(), "c.txt": b"x"})
+    backups, new = tmp_path / "backups", tmp_path / "new"
+    for words, expected in {
+        ("user", "list"): {"id", "email", "username", "state", "size", "permissions"},
+        ("user", "sessions", EMAIL): {"id", "created_at", "last_used_at", "user_agent"},
+        ("trash", "list"): {"kind", "id", "deleted_at", "size", "user_id", "name"},
+        ("import", tmp_path / "old", "--dry-run"): {"outcome", "name", "detail"},
+        ("trash", "empty"): {"removed", "bytes"},
+        ("verify",): {"ok", "files", "bytes", "seconds", "duplicates", "damaged", "orphaned"},
+        ("backup", backups): {"ok", "files", "bytes", "seconds", "place", "copied", "changed"},
+        ("migrate", "images", "--to", tmp_path / "box"): {"ok", "files", "copied", "then"},
+        ("restore", backups): {"ok", "files", "bytes", "seconds", "duplicates", "missing"},
+    }.items():
+        storage = new if words[0] == "restore" else filled.storage
+        told = json.loads(run_here(*words, "--json", "--storage_dir", storage))
+        assert expected <= set(told[0] if isinstance(told, list) else told)
+    assert told["ok"] is True
 
 
 def test_a_backup_of_a_running_server_can_be_served_and_a_second_one_costs_what_is_new(
