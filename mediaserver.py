@@ -20409,7 +20409,7 @@ def opened_app(settings: Settings) -> Iterator[App]:
 def list_trash(settings: Settings, as_json: bool = False) -> None:
     """List what is softly deleted.
 
-    The oldest first: kind, id, time, bytes, owner, name.
+    The oldest first: kind, id, time, size, owner, name.
     """
     with index_to_read(settings) as index:
         found = index.trash.all()
