@@ -70,7 +70,7 @@ DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
-    "rclone", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
+    "rclone", "rsync", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
     "wget",
 }  # fmt: skip
 
@@ -17409,3 +17409,64 @@ def test_ten_thousand_chunks_of_one_byte_cost_little(start):
         raw.send(b"0\r\n\r\n")
         assert raw.answer().status == 201
         print(f"\n{len(body)} chunks of a byte: {cpu() - before:.2f} s of CPU")
+
+
+def costs(*command: object) -> tuple[float, float]:
+    """Seconds of CPU and of the clock that a program takes, with its children."""
+    begun = time.monotonic()
+    process = os.posix_spawnp(
+        str(command[0]), list(map(str, command)), {**os.environ, **SECRETS},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )  # fmt: skip
+    _, status, used = os.wait4(process, 0)
+    assert status == 0, command
+    return used.ru_utime + used.ru_stime, time.monotonic() - begun
+
+
+@pytest.mark.bench
+def test_the_owner_s_tools_beside_sha256sum_rsync_and_a_plain_upload(start, tmp_path):
+    running, places = start(), tmp_path / "backups"
+    contents = [png_of(size) for size in [4_000_000] * 30 + [40_000] * 500]
+    fill(running.storage, {f"{n % 9}/{n}.png": each for n, each in enumerate(contents)})
+    running.rescan()
+    files = list(running.storage.glob("?/*.png"))
+    size, large = sum(map(len, contents)), png_of(100_000_000)
+    program = [sys.executable, ms.__file__]
+    storage = ["--storage_dir", running.storage]
+    receiver = start(storage=str(tmp_path / "receiver"))
+    entities = Entities(receiver)
+
+    def send(tus: bool) -> tuple[float, float]:
+        content = large + unique()
+        before, begun = processor_seconds(receiver.process.pid), time.monotonic()
+        if tus:
+            upload = begin(receiver, len(content))
+            for at in range(0, len(content), 50_000_000):
+                assert upload.send(at, content[at : at + 50_000_000]).status == 204
+        else:
+            entities.create(content)
+        return processor_seconds(receiver.process.pid) - before, time.monotonic() - begun
+
+    def back_up(is_first: bool) -> tuple[float, float]:
+        if is_first:
+            shutil.rmtree(places, ignore_errors=True)
+        return costs(*program, "backup", places, *storage)
+
+    def rsync(is_first: bool) -> tuple[float, float]:
+        if is_first:
+            shutil.rmtree(tmp_path / "rsync", ignore_errors=True)
+        return costs(need("rsync"), "-a", f"{running.storage}/", tmp_path / "rsync")
+
+    ways: dict[str, Callable[[], tuple[float, float]]] = {
+        "verify": lambda: costs(*program, "verify", *storage),
+        "sha256sum": lambda: costs("sha256sum", *files),
+        "first backup": lambda: back_up(True), "first rsync -a": lambda: rsync(True),
+        "second backup": lambda: back_up(False), "second rsync -a": lambda: rsync(False),
+        "tus": lambda: send(True), "plain upload": lambda: send(False),
+    }  # fmt: skip
+    rounds = [{name: way() for name, way in ways.items()} for _ in range(3)]
+    print(f"\n{len(files)} files of {size / 1e6:.0f} MB; uploads of {len(large) / 1e6:.0f} MB:")
+    for name in ways:
+        processor, clock = (statistics.median(each[name][n] for each in rounds) for n in (0, 1))
+        amount = (len(large) if name in {"tus", "plain upload"} else size) / 1e6
+        print(f"{name:16} {processor:5.2f} s of CPU {amount / clock:6.0f} MB/s")
