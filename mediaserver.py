@@ -20471,6 +20471,10 @@ class Result(NamedTuple):
     detail: str  # where it is, or why
 
 
+class NotTaken(Exception):
+    """Something cannot be taken in; the text says why."""
+
+
 def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
     """Yield what has become of one thing; Refusal where the others would fail like it."""
     try:
@@ -20479,6 +20483,8 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
+    except NotTaken as error:
+        yield what, Result("failed", str(error))
     except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
 
@@ -20731,8 +20737,7 @@ class RecordImporter:
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
             hint = " (--join if that is the same person)" if taken == ["email"] else ""
-            reason = f"another account has its {', '.join(taken)}{hint}"
-            return Result("failed", f"{email}: {reason}")
+            raise NotTaken(f"{email}: another account has its {', '.join(taken)}{hint}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20742,37 +20747,41 @@ class RecordImporter:
                 users.set_active(db, user, False)
             return user
 
-        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        added = self._write(add)
+        self._users[row["id"]] = added.id if added else row["id"]
         is_read = str(row["password"]).startswith("pbkdf2_sha256$")
         had_rights = row.get("is_staff") or row.get("is_superuser")
         notes = ["set its password (user passwd)"] * (not is_read)
         notes += ["its staff rights are not taken over (user grant)"] * bool(had_rights)
         return Result("new", ": ".join([email, ", ".join(notes)] if notes else [email]))
 
-    def _owner(self, id: int) -> int | None:
-        """The account here of a user there; None where it is not certain who that is."""
-        if self._tables["accounts_customuser"] or self._index.users.get(id):
-            return self._users.get(id)
-        return id  # accounts are elsewhere, and tokens carry the id
+    def _write(self, apply: Callable[[Database], T]) -> T | None:
+        """Write to the index, unless this is a trial."""
+        return None if self._is_trial else self._index.write(apply)
+
+    def _owner(self, id: int) -> int:
+        """The account here of a user there; NotTaken where it is not certain who that is."""
+        if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
+            return id  # accounts are elsewhere, and tokens carry the id
+        if id not in self._users:
+            raise NotTaken("whose it is, is not certain: take in the accounts' database with it")
+        return self._users[id]
 
     def _take_collection(self, row: Row) -> Result:
-        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        id = str(uuid.UUID(row["id"]))
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
-        if owner is None:
-            return Result("failed", NO_OWNER)
+        owner, name, description = self._owner(row["user"]), row["name"], row["description"]
         times = read_time(row["created_at"]), read_time(row["updated_at"])
-        collection = Collection(id, owner, row["name"], row["description"], *times)
-        if not self._is_trial:
-            self._index.write(lambda db: self._index.collections.put(db, collection))
+        collection = Collection(id, owner, name, description, *times)
+        self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 
     def _take_media(self, row: Row) -> Result:
-        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        id = str(uuid.UUID(row["id"]))
         if self._index.media.is_known(id):
             return Result("here", row["name"])
-        if owner is None:
-            return Result("failed", NO_OWNER)
+        owner = self._owner(row["user"])
         path, file = self._find(row.get("file")), None
         if not self._is_trial and path:
             names = numbered_names(f"{owner}/{row['file']}")
@@ -20794,8 +20803,7 @@ class RecordImporter:
             if row["is_deleted"]:
                 self._index.media.hide(db, owner, id, times[1])
 
-        if not self._is_trial:
-            self._index.write(put)
+        self._write(put)
         return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
 
     def _take_entity(self, row: Row) -> Result:
@@ -20806,23 +20814,19 @@ class RecordImporter:
         path = self._find(row["file_path"])
         found = self._describe(path, 0.0) if path else None
         sha256 = found[0].sha256 if found else ""
-        if problem := self._entity_problem(id, sha256):
-            return Result("failed", problem)
+        self._check_entity(id, sha256)
         files: dict[str | None, Located | None] = {}
         for each in () if self._is_trial else history:
             files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
 
-        def put(db: Database) -> str:
-            if problem := self._entity_problem(id, sha256, db):
-                return problem  # the server has been faster
+        def put(db: Database) -> None:
+            self._check_entity(id, sha256, db)  # the server may have been faster
             for file in filter(None, files.values()):
                 self._index.files.put(db, *file)
             versions = [entity_of(each, files[each["file_path"]]) for each in history]
             self._index.entities.adopt(db, versions)
-            return ""
 
-        if not self._is_trial and (problem := self._index.write(put)):
-            return Result("failed", problem)
+        self._write(put)
         fate = self._fate(row["file_path"], path)
         return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
 
@@ -20836,12 +20840,11 @@ class RecordImporter:
         is_whole = versions and all(versions[-1][name] == row[name] for name in told)
         return versions if is_whole else [*versions, row]
 
-    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
-        """Why an entity cannot be taken in, or nothing."""
+    def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
-            return "another entity has its id here"
-        holder = self._index.entities.holder(sha256, db) if sha256 else None
-        return f"entity {holder} has the same content" if holder else ""
+            raise NotTaken("another entity has its id here")
+        if sha256 and (holder := self._index.entities.holder(sha256, db)):
+            raise NotTaken(f"entity {holder} has the same content")
 
     def _take_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
@@ -20873,9 +20876,6 @@ class RecordImporter:
         kept, free = find_copy(folder, found[0].sha256, names)
         keep = functools.partial(store_upload, self._app, folder=folder, names=free)
         return kept or copy_file(self._origin, found[0], folder, keep, md5)
-
-
-NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
 
 
 def entity_of(row: Row, file: Located | None) -> Entity:

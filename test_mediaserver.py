@@ -70,8 +70,8 @@ DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
-    "rclone", "rsync", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
-    "wget",
+    "rclone", "rsync", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare",
+    "varnishd", "wget",
 }  # fmt: skip
 
 
