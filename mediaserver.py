@@ -857,18 +857,16 @@ def derive_key(secret: str, purpose: str) -> bytes:
     return _hmac_sha256(_utf8(secret), _utf8(f"mediaserver key: {purpose}"))
 
 
-def sign_file(key: bytes, record_id: str, expires: int) -> str:
-    """Sign leave to read one record's file until `expires` (Unix seconds)."""
-    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {record_id}")))
+def sign_until(key: bytes, what: str, expires: int) -> str:
+    """Sign that something is open until `expires` (Unix seconds): a file's URL, a link."""
+    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
-def verify_file_signature(
-    key: bytes, record_id: str, expires: str, signature: str, now: float
-) -> bool:
-    """Tell whether `signature` is good for this record now; `expires` is the URL's text."""
+def verify_until(key: bytes, what: str, expires: str, signature: str, now: float) -> bool:
+    """Tell whether `signature` is good now; `expires` is what came with it, as a text."""
     if not re.fullmatch(r"[0-9]{1,12}", expires):
         return False
-    expected = sign_file(key, record_id, int(expires))
+    expected = sign_until(key, what, int(expires))
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
@@ -14395,7 +14393,7 @@ def has_file(request: Request, record: MediaRecord) -> bool:
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
     """A URL that shows a record's file for an hour without a header, as <img> needs it."""
     expires = int(time.time()) + FILE_URL_SECONDS
-    signature = sign_file(app.file_key, record.id, expires)
+    signature = sign_until(app.file_key, record.id, expires)
     path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
@@ -14581,7 +14579,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     """The record that a file URL's signature is good for; 401, 404."""
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
-    if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
+    if not verify_until(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
     request.principal = find_maker(app, record.user_id, int(expires) - FILE_URL_SECONDS)
@@ -15182,23 +15180,14 @@ def find_share(request: Request, id: str) -> Share:
         raise HTTPError(404, "There is nothing at this link.") from None
 
 
-def sign_share(app: App, share: Share, expires: int) -> str:
-    """Sign that a browser has told the link's password; another password ends it."""
-    message = json.dumps([share.id, share.password, expires])
-    return encode_base64url(_hmac_sha256(app.share_key, message.encode()))
-
-
 def has_password(app: App, request: Request, share: Share) -> bool:
     """Whether the request has the cookie of who told the password, if the link has one."""
     if share.password is None:
         return True
     cookies = request.headers.get("cookie", "")
-    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]{{1,12}})\.([\w-]+)", cookies, re.ASCII)
-    return any(
-        hmac.compare_digest(signature, sign_share(app, share, int(expires)))
-        and time.time() < int(expires)
-        for expires, signature in found
-    )
+    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
+    what, now = f"{share.id} {share.password}", time.time()  # another password ends it
+    return any(verify_until(app.share_key, what, end, signed, now) for end, signed in found)
 
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
@@ -15288,7 +15277,8 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     if not app.logins.check(key, request.client, given, stored, most=most):
         raise unauthorized("That is not the link's password.")
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
-    path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
+    path, what = f"/s/{share.id}", f"{share.id} {share.password}"
+    value = f"{SHARE_COOKIE}={expires}.{sign_until(app.share_key, what, expires)}"
     cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
     return Response(303, [("Location", request.reference(path)), cookie])
 
@@ -19402,12 +19392,10 @@ def make_folders(settings: Settings) -> None:
     elif settings.database_dir.is_relative_to(settings.storage_dir):
         problem = f"{settings.storage_dir} is gone: is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
-    make_folder("DATABASE_DIR", settings.database_dir, 0o700)
-    make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
-    for name in ("upload_dir", "media_storage_dir", "users_dir"):
+    for name in ("database_dir", "database_url", "upload_dir", "media_storage_dir", "users_dir"):
         place = getattr(settings, name)
         if isinstance(place, Path):
-            make_folder(name.upper(), place, 0o700)
+            make_folder(name.upper(), place.parent if name == "database_url" else place, 0o700)
 
 
 def make_folder(setting: str, path: Path, mode: int) -> bool:
@@ -19426,12 +19414,6 @@ def need_storage(settings: Settings) -> None:
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
-
-
-def need_folders(settings: Settings) -> None:
-    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
-    need_storage(settings)
-    make_folders(settings)
 
 
 @contextlib.contextmanager
@@ -19513,7 +19495,8 @@ def print_token(
     It is `TS.SIG` of the contract; with any option, or if those are off, a scoped token.
     """
     if not settings.media_server_secret:
-        need_folders(settings)
+        need_storage(settings)
+        make_folders(settings)
         settings, _ = with_secrets(settings)
     secret, now = settings.media_server_secret, time.time()
     if settings.upload_tokens == "all" and not (scope or expires or limits):
@@ -19526,7 +19509,8 @@ def print_token(
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
-    need_folders(settings)
+    need_storage(settings)
+    make_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
 
 
@@ -19714,17 +19698,19 @@ class Progress:
         left = (self._total - self.done) / self.done * self.seconds if self.done else 0
         share = min(100 * self.done // max(self._total, 1), 100)
         text = f"{share} % of {format_size(self._total)}, {self.speed}, {left:.0f} s left"
+        if not self._redraw(text):
+            warn(text)
+
+    def _redraw(self, text: str = "") -> bool:
+        """Write over the line that shows the progress, if this is a terminal; whether it is."""
         if self._terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
-        else:
-            warn(text)
+        return self._terminal
 
     def say(self, text: str) -> None:
         """Print a line of the result, not behind the line that shows the progress."""
-        if self._terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        self._redraw()
         if not self.silent:
             print(printable_line(text), flush=True)
 

@@ -1242,15 +1242,15 @@ def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str],
 
 def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
     key = ms.derive_key("secret", "file url")
-    signature, expires = ms.sign_file(key, "a-b", int(NOW)), str(int(NOW))
-    assert ms.verify_file_signature(key, "a-b", expires, signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", expires, signature, NOW + 1)
-    assert not ms.verify_file_signature(key, "a-c", expires, signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", str(int(NOW) + 9), signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", "1e99", signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", expires, "é\ud800", NOW)
+    signature, expires = ms.sign_until(key, "a-b", int(NOW)), str(int(NOW))
+    assert ms.verify_until(key, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(key, "a-b", expires, signature, NOW + 1)
+    assert not ms.verify_until(key, "a-c", expires, signature, NOW)
+    assert not ms.verify_until(key, "a-b", str(int(NOW) + 9), signature, NOW)
+    assert not ms.verify_until(key, "a-b", "1e99", signature, NOW)
+    assert not ms.verify_until(key, "a-b", expires, "é\ud800", NOW)
     other = ms.derive_key("secret", "page url")
-    assert not ms.verify_file_signature(other, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(other, "a-b", expires, signature, NOW)
 
 
 # --- Passwords
