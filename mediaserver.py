@@ -12937,7 +12937,7 @@ def complete_headers(response: Response) -> None:
 
 REFUSALS = frozenset({401, 403, 429})
 MAX_LOGGED_PATH = 200  # characters
-SECRET_PATHS = re.compile(r"/+(s|shares|files)/+[^/]+")  # links and uploads
+SECRET_PATHS = re.compile(r"/(s|shares|files)/+[^/]+")  # links and uploads
 
 
 def loggable_path(path: str) -> str:
