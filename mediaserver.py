@@ -11,15 +11,15 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 50       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
+# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 41   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ if __name__ == "__main__":
     import signal
 
     # SIGHUP means a scan, as soon as there is a scanner: until then it waits, and ends nothing.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # The others wait until it is known what they are to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
 
 if __name__ == "__main__" and __file__.endswith(".py"):
     # Python compiles a script at each start, and 38 MB stay with the process for it (measured):
@@ -522,8 +523,10 @@ def dotenv_value(binding: re.Match[str]) -> str:
     return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
-def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the bindings of a `.env` as python-dotenv reads them; it skips what it cannot read.
+def parse_dotenv(
+    text: str, environment: Mapping[str, str], tell: Callable[[str], object] = str
+) -> dict[str, str]:
+    """Return the bindings of a `.env` as python-dotenv reads them; `tell` what it cannot read.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -540,7 +543,7 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
         if binding is None:
             line = DOTENV_LINE.match(text, position)
             if line and line[1]:
-                warn(f".env: cannot read the line that begins at {line[1][:12]!r}")
+                tell(f"cannot read the line that begins at {line[1][:12]!r}")
             position = line.end() if line else len(text)
             continue
         position = binding.end()
@@ -550,14 +553,27 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
-def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text."""
+def read_dotenv(
+    path: Path, environment: Mapping[str, str], told: bool = True
+) -> dict[str, str]:  # fmt: skip
+    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text.
+
+    `told`: of a line that cannot be read there is a warning.
+    """
+    tell = (lambda text: warn(f"{path.name}: {text}")) if told else str
     try:
-        return parse_dotenv(path.read_text("utf-8-sig"), environment)
+        return parse_dotenv(refuse_pipe(path).read_text("utf-8-sig"), environment, tell)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(str(path), f"cannot be read ({error})") from None
+
+
+def refuse_pipe(path: Path) -> Path:
+    """Return a path to be read; OSError for a pipe, whose other end may never come."""
+    if path.is_fifo():
+        raise OSError(errno.EINVAL, "it is a pipe")
+    return path
 
 
 def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> None:
@@ -648,8 +664,6 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
-    if missing and settings.secrets_file.is_fifo():  # reading it would wait for ever
-        raise SettingError("DATABASE_DIR", f"{settings.secrets_file} is a pipe")
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
         if name in kept and not (kept[name] or "").strip():
@@ -844,18 +858,16 @@ def derive_key(secret: str, purpose: str) -> bytes:
     return _hmac_sha256(_utf8(secret), _utf8(f"mediaserver key: {purpose}"))
 
 
-def sign_file(key: bytes, record_id: str, expires: int) -> str:
-    """Sign leave to read one record's file until `expires` (Unix seconds)."""
-    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {record_id}")))
+def sign_until(key: bytes, what: str, expires: int) -> str:
+    """Sign that something is open until `expires` (Unix seconds): a file's URL, a link."""
+    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
-def verify_file_signature(
-    key: bytes, record_id: str, expires: str, signature: str, now: float
-) -> bool:
-    """Tell whether `signature` is good for this record now; `expires` is the URL's text."""
+def verify_until(key: bytes, what: str, expires: str, signature: str, now: float) -> bool:
+    """Tell whether `signature` is good now; `expires` is what came with it, as a text."""
     if not re.fullmatch(r"[0-9]{1,12}", expires):
         return False
-    expected = sign_file(key, record_id, int(expires))
+    expected = sign_until(key, what, int(expires))
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
@@ -4567,13 +4579,14 @@ class Users(Rows[User]):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        """Let an account in, or keep it out with all tokens that it has."""
+        """Let an account in, or keep it out for good with all tokens and links that it has."""
         # A clock that was wrong at its disabling must not keep out the tokens of later logins.
         sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
         soon = int(time.time()) + 1
         db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
             self._index.sessions.end_all(db, user.id)
+            db.execute("DELETE FROM share WHERE owner = ?", (user.id,))
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
         """Add and drop words of an account's permissions."""
@@ -5396,6 +5409,10 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in {INDEX_VERSION, *MIGRATIONS}:
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
+    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "asset" not in tables:
+        problem = f"{index.path} is another program's database: it has the table {min(tables)!r}"
+        raise SettingError("DATABASE_URL", problem)
     examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     while version in MIGRATIONS:
@@ -6048,7 +6065,7 @@ class Incoming:
 
     def _write(self) -> None:
         """Write what is in the buffer, and hash it meanwhile."""
-        if self._buffer is None:
+        if self._buffer is None or not self._filled:
             return
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
@@ -6077,6 +6094,7 @@ class Incoming:
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
+        self._give_back()
         self.facts = probe(self.file, self._head or b"")
         self.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         self.md5 = "".join(rest)
@@ -6106,19 +6124,24 @@ class Incoming:
         """Hold no more than the file itself while no more comes."""
         self._write()
         self._head = b""
-        self._release()
-
-    def _release(self) -> None:
-        buffer, place, self._buffer, self._place = self._buffer, self._place, None, None
-        if buffer is not None:
-            self.folder.buffers.give_back(buffer)
-        if place is not None:
-            os.close(place.folder)
+        self._let_go()
 
     def close(self) -> None:
         """Let go of the file, which stays."""
-        self._release()
+        self._let_go()
         self.file.close()
+
+    def _let_go(self) -> None:
+        """Hold no more than the file itself."""
+        self._give_back()
+        place, self._place = self._place, None
+        if place is not None:
+            os.close(place.folder)
+
+    def _give_back(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self.folder.buffers.give_back(buffer)
 
     def discard(self, undo: bool = True) -> None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first."""
@@ -10921,7 +10944,7 @@ class Upload(NamedTuple):
     name: str = "file"
     required: bool = True
     md5: bool = False  # hash it with MD5 too
-    check_name: Callable[[str], object] | None = None  # raises HTTPError
+    check_name: Callable[[Request, str], object] | None = None  # raises HTTPError
 
 
 class BodySpec(NamedTuple):
@@ -11349,10 +11372,12 @@ class Logins:
         self._room = room
         self._ended = threading.Condition()
 
-    def check(self, account: str, client: str, password: str, stored: str) -> bool:
+    def check(
+        self, account: str, client: str, password: str, stored: str, *,
+        most: int = MAX_ACCOUNT_FAILURES,
+    ) -> bool:  # fmt: skip
         """Whether a password is right; 429 after too many that were not."""
-        address = f"address {network_of(client)}"
-        limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
+        limits = {account: most, f"address {network_of(client)}": MAX_ADDRESS_FAILURES}
         attempt = secrets.token_hex(8)
         with self._room.place():
             self._begin(attempt, limits)
@@ -11862,7 +11887,7 @@ def read_public_key(settings: Settings) -> PublicKey | None:
     """The key of ES256 tokens; None where there is no file at the default place."""
     path = settings.public_key_path or settings.database_dir / "public_key.pem"
     try:
-        return parse_public_key(path.read_bytes())
+        return parse_public_key(refuse_pipe(path).read_bytes())
     except (OSError, ValueError) as error:
         if settings.public_key_path is None and isinstance(error, FileNotFoundError):
             return None
@@ -12348,12 +12373,21 @@ class FileBody(BodyReader):
     def finish(self) -> Mapping[str, Any]:
         path, incoming = self._request.head.path, self._receiving.finish()
         extension = incoming.facts.extension if incoming.facts else "bin"
-        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        incoming.filename = f"{last_segment(path)}.{extension}"
         self._request.upload = incoming
         return {}
 
     def discard(self) -> None:
         self._receiving.discard()
+
+
+def last_segment(path: str) -> str:
+    """Return the name at the end of a URL's path.
+
+    >>> last_segment("/image/a%20b.png/")
+    'a b.png'
+    """
+    return unquote(path.rstrip("/").rpartition("/")[2])
 
 
 def upload_limit(request: Request, upload: Upload | None) -> Limit:
@@ -12403,21 +12437,21 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    check_upload(request.app, upload, filename or None)
+    check_upload(request, upload, filename or None)
     request.app.renditions.note_upload()
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(app: App, upload: Upload, filename: str | None) -> None:
+def check_upload(request: Request, upload: Upload, filename: str | None) -> None:
     """Refuse a file whose name, if it has one, or place refuses it."""
     if filename is not None:
         parse_value(Field(upload.name), filename, "body")
         if upload.check_name:
-            upload.check_name(filename)
-    if not app.folders[upload.folder].make:
-        need_mounts(app)
+            upload.check_name(request, filename)
+    if not request.app.folders[upload.folder].make:
+        need_mounts(request.app)
 
 
 def need_mounts(app: App) -> None:
@@ -12650,6 +12684,17 @@ def complete_headers(response: Response) -> None:
 
 REFUSALS = frozenset({401, 403, 429})
 MAX_LOGGED_PATH = 200  # characters
+SECRET_PATHS = re.compile(r"/(s|shares|files)/+[^/]+")  # links and uploads
+
+
+def loggable_path(path: str) -> str:
+    """Return a path as a log may have it, without what lets in whoever knows it.
+
+    >>> loggable_path("/s/TOKEN/5f0c"), loggable_path("/image/a%20b.jpg")
+    ('/s/-/5f0c', '/image/a%20b.jpg')
+    """
+    hidden, count = SECRET_PATHS.subn(r"/\1/-", unquote(path))
+    return hidden if count else path
 
 
 def log_refusal(request: Request, error: HTTPError) -> None:
@@ -12659,7 +12704,7 @@ def log_refusal(request: Request, error: HTTPError) -> None:
     """
     if error.status not in REFUSALS or isinstance(error, CredentialMissing):
         return
-    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    principal, path = request.principal, loggable_path(request.head.path)[:MAX_LOGGED_PATH]
     who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
     about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
     warn(f"refused {printable_line(about)}")
@@ -12720,16 +12765,16 @@ class Application(Service):
             if request.upload is not None:
                 request.upload.discard()
 
-    def need_writer(self) -> None:
+    def _need_writer(self) -> None:
         """Refuse what a server that only reads cannot do (503)."""
         if writer := self.app.settings.read_only:
             raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
 
-    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
+    def _take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
-            self.need_writer()  # which counts for all
+            self._need_writer()  # which counts for all
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12747,23 +12792,18 @@ class Application(Service):
         if head.method == "OPTIONS":
             preflight = "access-control-request-method" in head.headers
             if found or head.path == "*" or preflight:
-                return self.answer_options(request, found)
-        self.identify(request)  # a wrong credential is refused on every path
-        item, parameters = self.choose(head, found)
+                return self._answer_options(request, found)
+        self._identify(request)  # a wrong credential is refused on every path
+        item, parameters = self._choose(head, found)
         if not (item.reads or head.method in {"GET", "HEAD"}):
-            self.need_writer()
+            self._need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         if request.principal.grant:
-            self.take_use(request, request.principal.grant, item)
+            self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
-            problems: list[FieldError] = []
-            parsed = collect_declared(item.parameters, parameters, "path", problems)
-            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-            if problems:
-                raise ValidationError(*problems)
-            parameters = {**parameters, **parsed}
+            parameters = self._parse_fields(request, item, parameters)
         there = item.before and item.before(self.app, request, **parameters)
         if there and head.method in CHANGING_METHODS:
             check_preconditions(head.headers, *validators_of(there), changes=True)
@@ -12778,7 +12818,18 @@ class Application(Service):
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
+    def _parse_fields(
+        self, request: Request, item: Route, parameters: dict[str, str]
+    ) -> dict[str, Any]:
+        """Parse what a route reads of the query, and of the path: return the path's parameters."""
+        problems: list[FieldError] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise ValidationError(*problems)
+        return {**parameters, **parsed}
+
+    def _choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12787,7 +12838,7 @@ class Application(Service):
             raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
         return found[method]
 
-    def identify(self, request: Request) -> None:
+    def _identify(self, request: Request) -> None:
         """Find who makes a request; 401 for a wrong credential or a disabled account."""
         app, query = self.app, request.head.query
         request.pairs = parse_query(query) if query else []
@@ -12811,7 +12862,7 @@ class Application(Service):
             principal = narrow(principal.grant, request.head.method, path)
         request.principal = principal
 
-    def answer_options(self, request: Request, found: Choice) -> Response:
+    def _answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -12894,12 +12945,10 @@ class Application(Service):
             return None
         if turn and is_remote(hot.state[0]):
             return None
-        principal = ANONYMOUS
-        if head.authorization is not None or hot.access is not OPEN:
-            known = self.recall(head)
-            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
-                return None
-            principal = known
+        is_open = head.authorization is None and hot.access is OPEN
+        principal = ANONYMOUS if is_open else self._recall(head, hot.access)
+        if principal is None:
+            return None
         status = hot.choose(head)
         try:
             if status or hot.is_small:
@@ -12913,7 +12962,7 @@ class Application(Service):
         except OSError:
             return None
         if status:
-            prepared = hot.prepared.get(status) or self.prepare(hot, status)
+            prepared = hot.prepared.get(status) or self._prepare(hot, status)
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content, hot.fields)
@@ -12927,7 +12976,7 @@ class Application(Service):
         self.finish(head, response)
         return response
 
-    def prepare(self, hot: HotFile, status: int) -> Response:
+    def _prepare(self, hot: HotFile, status: int) -> Response:
         """Put an answer with a hot file together that is the same whoever asks."""
         if status == 304:
             response = Response(304, hot.fields[2:])
@@ -12939,12 +12988,13 @@ class Application(Service):
         hot.prepared[status] = response.prepare()
         return response
 
-    def recall(self, head: RequestHead) -> Principal | None:
-        """Return who a request's credentials were good for before, if they still are."""
-        cookies = head.headers.get("cookie", "")
-        return recall_principal(
-            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
-        )
+    def _recall(self, head: RequestHead, access: Access) -> Principal | None:
+        """Return who makes a request, if that is remembered and has the access."""
+        app, cookies = self.app, head.headers.get("cookie", "")
+        known = recall_principal(head.authorization, cookies, app.keys, app.tokens, time.time())
+        if known is None or not allows(access, known, app.settings.read_auth_enabled):
+            return None
+        return known
 
 
 class Accepted(Exchange):
@@ -13014,12 +13064,10 @@ def close_source(content: Content) -> None:
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
-    """Whether a file answer can be begun without waiting for the disk; a short one is read."""
-    if response.status == 304 or head.method == "HEAD":
+    """Whether a file answer can be begun in the selector's thread; a short one is read for it."""
+    if response.status == 304 or head.method == "HEAD" or response.length > HOT_FILE_BYTES:
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if (response.length) > HOT_FILE_BYTES:
-        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
     pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
     if None in pieces:
         return False
@@ -13381,10 +13429,9 @@ def check_extension(name: str, extensions: Set[str]) -> str:
 # -- Media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
-check_media_name = functools.partial(check_extension, extensions=MEDIA_TYPES)
-MEDIA_UPLOAD = BodySpec(
-    ("multipart",), upload=Upload("library", "max_upload_bytes", check_name=check_media_name)
-)
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "library", "max_upload_bytes", check_name=lambda _, name: check_extension(name, MEDIA_TYPES)
+))  # fmt: skip
 
 
 @route("POST", "/upload", UPLOAD, "media",
@@ -13396,7 +13443,7 @@ MEDIA_UPLOAD = BodySpec(
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
     incoming, facts = check_type(request, MEDIA_TYPES)
-    extension = check_media_name(incoming.filename)
+    extension = check_extension(incoming.filename, MEDIA_TYPES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     _, asset = take_in(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     value = {
@@ -13563,16 +13610,19 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
-
-
-def library_name(wanted: str, filename: str) -> str:
+def library_name(request: Request, filename: str) -> str:
     """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
+    wanted = last_segment(request.head.path)
     for name in map(safe_name, (wanted, filename)):
         if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
             return name
-    check_extension(wanted, LIBRARY_TYPES)
+    check_extension(wanted if "." in wanted else filename, LIBRARY_TYPES)
     raise HTTPError(400, "The file needs a name.")
+
+
+LIBRARY_UPLOAD = BodySpec(
+    ("multipart", "file"), upload=Upload("library", "max_upload_bytes", check_name=library_name)
+)
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
@@ -13581,7 +13631,7 @@ def library_name(wanted: str, filename: str) -> str:
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
     incoming, facts = check_type(request, LIBRARY_TYPES)
-    name = library_name(filename, incoming.filename)
+    name = library_name(request, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     with app.data.content_lock(incoming.sha256):
         known = find_duplicate(app, incoming.sha256, "library") if readable else None
@@ -13611,7 +13661,9 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "images", "max_upload_bytes", check_name=lambda _, name: split_image_name(name)
+))  # fmt: skip
 
 
 def private_names(name: str) -> Iterator[str]:
@@ -13622,11 +13674,18 @@ def private_names(name: str) -> Iterator[str]:
         yield with_suffix(name, moment.strftime("_%Y%m%dT%H%M%S%fZ"))
 
 
+def split_image_name(filename: str) -> tuple[str, str]:
+    """Return the stem of a file name and its extension, which may be missing. 400 for another."""
+    stem, extension = posixpath.splitext(safe_name(filename))
+    if extension:
+        check_extension(f"{stem}{extension}", IMAGE_TYPES)
+    return stem, extension
+
+
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    stem, extension = posixpath.splitext(safe_name(filename))
+    stem, extension = split_image_name(filename)
     extension = extension or f".{facts.extension}"
-    check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
         digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
         stem, extension = slugify(stem) or digest, extension.lower()
@@ -14080,7 +14139,7 @@ def has_file(request: Request, record: MediaRecord) -> bool:
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
     """A URL that shows a record's file for an hour without a header, as <img> needs it."""
     expires = int(time.time()) + FILE_URL_SECONDS
-    signature = sign_file(app.file_key, record.id, expires)
+    signature = sign_until(app.file_key, record.id, expires)
     path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
@@ -14262,15 +14321,15 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     """The record that a file URL's signature is good for; 401, 404."""
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
-    if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
+    if not verify_until(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    request.principal = find_maker(app, record.user_id)
+    request.principal = find_maker(app, record.user_id, int(expires) - FILE_URL_SECONDS)
     return record
 
 
-def find_maker(app: App, user_id: int | None) -> Principal:
-    """Return who made a link or a URL, with what he may do by now; 401 if he is kept out."""
+def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Principal:
+    """Return who made a link or a URL and what he may do by now; 401 if he was kept out since."""
     if user_id is None:
         return OWNER
     if user_id == DEMO.user_id:
@@ -14278,7 +14337,7 @@ def find_maker(app: App, user_id: int | None) -> Principal:
     else:
         permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
         maker = app.index.users.present(
-            Principal("maker", user_id, None, permissions, issued=math.inf)
+            Principal("maker", user_id, None, permissions, issued=made)
         )
     if maker is None:
         raise unauthorized("The account is disabled.")
@@ -14718,6 +14777,7 @@ SHARE_SECONDS = 30 * 86400
 SHARE_COOKIE = "mediaserver_share"
 SHARE_COOKIE_SECONDS = 12 * 3600
 MAX_SHARED = 1000  # files that one link lists
+MAX_SHARE_FAILURES = 200  # wrong passwords within FAILURE_SECONDS, which takes ten addresses
 SHARE_KINDS = ("file", "folder", "entity", "media", "collection")
 NEW_SHARE = BodySpec(ANY_BODY, (
     Field("kind", choices=SHARE_KINDS, required=True, nullable=False),
@@ -14880,30 +14940,20 @@ def find_share(request: Request, id: str) -> Share:
         raise HTTPError(404, "There is nothing at this link.") from None
 
 
-def sign_share(app: App, share: Share, expires: int) -> str:
-    """Sign that a browser has told the link's password; another password ends it."""
-    message = json.dumps([share.id, share.password, expires])
-    return encode_base64url(_hmac_sha256(app.share_key, message.encode()))
-
-
 def has_password(app: App, request: Request, share: Share) -> bool:
     """Whether the request has the cookie of who told the password, if the link has one."""
     if share.password is None:
         return True
     cookies = request.headers.get("cookie", "")
-    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]{{1,12}})\.([\w-]+)", cookies, re.ASCII)
-    return any(
-        hmac.compare_digest(signature, sign_share(app, share, int(expires)))
-        and time.time() < int(expires)
-        for expires, signature in found
-    )
+    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
+    what, now = f"{share.id} {share.password}", time.time()  # another password ends it
+    return any(verify_until(app.share_key, what, end, signed, now) for end, signed in found)
 
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
     """Refuse who has not given the password that a share has: 401."""
     if not has_password(app, request, share):
-        detail = f"This link has a password: POST it to /s/{share.id} as the field password."
-        raise unauthorized(detail)
+        raise unauthorized("POST the link's password to its URL, as the field password.")
 
 
 def share_page(
@@ -14995,14 +15045,18 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
+    key, most = f"share {share.id}", MAX_SHARE_FAILURES
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if not app.logins.check(f"share {share.id}", request.client, given, stored):
-        if prefers(request.headers, "text/html", JSON_TYPE):
-            form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
-            return share_page(share, texts, form, 401)
-        raise unauthorized(SHARE_TEXTS["en"]["wrong"])
+    if not app.logins.check(key, request.client, given, stored, most=most):
+        wrong = unauthorized(SHARE_TEXTS["en"]["wrong"])
+        if not prefers(request.headers, "text/html", JSON_TYPE):
+            raise wrong
+        log_refusal(request, wrong)
+        form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
+        return share_page(share, texts, form, 401)
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
-    path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
+    path, what = f"/s/{share.id}", f"{share.id} {share.password}"
+    value = f"{SHARE_COOKIE}={expires}.{sign_until(app.share_key, what, expires)}"
     cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
     return Response(303, [("Location", request.reference(path)), cookie])
 
@@ -15324,7 +15378,7 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=length, offset=None)
     request.has_upload = True
     parse_form(request, spec, texts)
-    check_upload(app, file, texts.get("filename", ""))
+    check_upload(request, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
         version = ("Upload-Draft-Interop-Version", head.draft)
@@ -15499,10 +15553,9 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     inner.principal, inner.family = request.principal, target.family
     inner.upload = incoming = transfer.whole()
     incoming.filename = texts.get("filename", "")
-    names = re.findall(r"{(\w+)", target.path)
     try:
         inner.fields = parse_form(inner, spec, texts)
-        answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
+        answer = target.handler(app, inner)
     except BaseException as error:
         for_good = isinstance(error, HTTPError) and error.status < 500
         passing = transfer.is_known and not for_good
@@ -15714,12 +15767,12 @@ def get_metrics(app: App, request: Request) -> Response:
 def log_request(
     settings: Settings, head: RequestHead | None, peer: str, response: Response, seconds: float
 ) -> None:
-    """Write a line about an answer; of its query, which may hold a token, nothing."""
+    """Write a line about an answer, with nothing of its query, which may hold a token."""
     entry = {
         "time": format_time(time.time(), "milliseconds"),
         "address": client_address(head.headers, peer, settings.trusted_proxies) if head else peer,
         "method": head.method if head else "",
-        "path": head.path if head else "",
+        "path": loggable_path(head.path) if head else "",
         "status": response.status,
         "bytes": response.length,
         "seconds": round(seconds, 4),
@@ -18933,9 +18986,15 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
-def print_json(value: Any) -> None:
-    """Print JSON in ASCII, which also carries names that are no UTF-8, as Python has them."""
-    print(json.dumps(value))
+def print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    """Print a table as lines with tabs, or as JSON: in ASCII, which carries names of any bytes."""
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    for row in rows:
+        size = {"size": format_size(row["size"])} if row.get("size") else {}
+        shown = ["-" if value in (None, "") else str(value) for value in {**row, **size}.values()]
+        print("\t".join(map(printable_line, shown)))
 
 
 class Call(NamedTuple):
@@ -19063,12 +19122,10 @@ def make_folders(settings: Settings) -> None:
     elif settings.database_dir.is_relative_to(settings.storage_dir):
         problem = f"{settings.storage_dir} is gone: is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
-    make_folder("DATABASE_DIR", settings.database_dir, 0o700)
-    make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
-    for name in ("upload_dir", "media_storage_dir", "users_dir"):
+    for name in ("database_dir", "database_url", "upload_dir", "media_storage_dir", "users_dir"):
         place = getattr(settings, name)
         if isinstance(place, Path):
-            make_folder(name.upper(), place, 0o700)
+            make_folder(name.upper(), place.parent if name == "database_url" else place, 0o700)
 
 
 def make_folder(setting: str, path: Path, mode: int) -> bool:
@@ -19087,12 +19144,6 @@ def need_storage(settings: Settings) -> None:
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
-
-
-def need_folders(settings: Settings) -> None:
-    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
-    need_storage(settings)
-    make_folders(settings)
 
 
 @contextlib.contextmanager
@@ -19121,6 +19172,7 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        file.close()
         stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
         problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
@@ -19173,7 +19225,8 @@ def print_token(
     It is `TS.SIG` of the contract; with any option, or if those are off, a scoped token.
     """
     if not settings.media_server_secret:
-        need_folders(settings)
+        need_storage(settings)
+        make_folders(settings)
         settings, _ = with_secrets(settings)
     secret, now = settings.media_server_secret, time.time()
     if settings.upload_tokens == "all" and not (scope or expires or limits):
@@ -19186,7 +19239,8 @@ def print_token(
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
-    need_folders(settings)
+    need_storage(settings)
+    make_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
 
 
@@ -19206,45 +19260,55 @@ class Refusal(Exception):
     """A command cannot do what it was asked; the text says why."""
 
 
-def find_user(index: Index, name: str) -> User:
-    """The account with this username or e-mail."""
-    user = index.users.find(name)
-    if user is None:
-        raise Refusal(f"there is no account {name!r}")
-    return user
+@contextlib.contextmanager
+def opened_user(settings: Settings, name: str) -> Iterator[tuple[Index, User]]:
+    """Open the index and find the account with a username or an e-mail; Refusal for none."""
+    with opened_index(settings) as index:
+        user = index.users.find(name)
+        if user is None:
+            raise Refusal(f"there is no account {name!r}")
+        yield index, user
 
 
-@command("user list")
-def list_users(settings: Settings) -> None:
+@command("user list", "", AS_JSON)
+def list_users(settings: Settings, as_json: bool = False) -> None:
     """List the accounts, and what their files take."""
     with opened_index(settings) as index:
-        for user in index.users.all():
-            state = "active" if user.is_active else "disabled"
-            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
-            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
-            print("\t".join(word if word.isprintable() else ascii(word) for word in words))
+        rows = [
+            {
+                "id": user.id,
+                "email": user.email,
+                "username": user.username,
+                "state": "active" if user.is_active else "disabled",
+                "size": index.users.stored_bytes(user.id),
+                "permissions": user.permissions,
+            }
+            for user in index.users.all()
+        ]
+    print_rows(rows, as_json)
 
 
-def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[str]) -> None:
+def change_permissions(
+    settings: Settings, name: str, *, add: Set[str] = frozenset(), drop: Set[str] = frozenset()
+) -> None:
     """Add and drop permissions of an account; Refusal for one that there is not."""
     if unknown := sorted((add | drop) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
         raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
 @command("user grant", "NAME PERMISSION...")
 def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     """Give permissions from the next token on."""
-    change_permissions(settings, name, set(words), set())
+    change_permissions(settings, name, add=set(words))
 
 
 @command("user revoke", "NAME PERMISSION...")
 def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     """Take permissions from the next token on."""
-    change_permissions(settings, name, set(), set(words))
+    change_permissions(settings, name, drop=set(words))
 
 
 def read_password() -> str:
@@ -19267,20 +19331,17 @@ def read_password() -> str:
     return password
 
 
-@command("user sessions", "NAME")
-def list_user_sessions(settings: Settings, name: str) -> None:
+@command("user sessions", "NAME", AS_JSON)
+def list_user_sessions(settings: Settings, name: str, as_json: bool = False) -> None:
     """List where an account is logged in."""
-    with opened_index(settings) as index:
-        for session in index.sessions.of_user(find_user(index, name).id, time.time()):
-            words = session_json(session).values()
-            print("\t".join(printable_line(word) or "-" for word in words))
+    with opened_user(settings, name) as (index, user):
+        print_rows(map(session_json, index.sessions.of_user(user.id, time.time())), as_json)
 
 
 @command("user logout", "NAME")
 def logout_user(settings: Settings, name: str) -> None:
     """End all of an account's sessions."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         count = index.write(lambda db: index.sessions.end_all(db, user.id))
     print(f"{count} sessions ended; access tokens that are out expire by themselves")
 
@@ -19288,31 +19349,25 @@ def logout_user(settings: Settings, name: str) -> None:
 @command("user passwd", "NAME")
 def set_user_password(settings: Settings, name: str) -> None:
     """Set a password and end all sessions."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
         index.failures.clear(login_key(user, name))
 
 
-def set_active(settings: Settings, name: str, active: bool) -> None:
-    """Let an account in, or keep it out."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, active))
-
-
 @command("user disable", "NAME")
 def disable_user(settings: Settings, name: str) -> None:
-    """Refuse an account's logins and tokens."""
-    set_active(settings, name, False)
+    """Refuse an account's logins and tokens, and end its links."""
+    with opened_user(settings, name) as (index, user):
+        index.write(lambda db: index.users.set_active(db, user, False))
 
 
 @command("user enable", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     """Let a disabled account in again."""
-    set_active(settings, name, True)
+    with opened_user(settings, name) as (index, user):
+        index.write(lambda db: index.users.set_active(db, user, True))
 
 
 # -- Verify ------------------------------------------------------------------------------
@@ -19340,9 +19395,9 @@ class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
     def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
-        """`total` in bytes, `rate` in bytes a second; `silent` prints no results."""
+        """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
-        self._silent = silent
+        self.silent = silent
         self._total = total
         self._rate = rate
         self._began = time.monotonic()
@@ -19373,18 +19428,20 @@ class Progress:
         left = (self._total - self.done) / self.done * self.seconds if self.done else 0
         share = min(100 * self.done // max(self._total, 1), 100)
         text = f"{share} % of {format_size(self._total)}, {self.speed}, {left:.0f} s left"
+        if not self._redraw(text):
+            warn(text)
+
+    def _redraw(self, text: str = "") -> bool:
+        """Write over the line that shows the progress, if this is a terminal; whether it is."""
         if self._terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
-        else:
-            warn(text)
+        return self._terminal
 
     def say(self, text: str) -> None:
         """Print a line of the result, not behind the line that shows the progress."""
-        if self._terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        if not self._silent:
+        self._redraw()
+        if not self.silent:
             print(printable_line(text), flush=True)
 
 
@@ -19426,15 +19483,16 @@ class Verifier:
         self._named: set[tuple[str, str]] = set()
         self.files = 0
 
-    @property
-    def ok(self) -> bool:
-        """Return whether no problem was found."""
-        return not any(self.found[word] for word in PROBLEMS)
-
-    def summary(self) -> str:
-        """Return in a line what was found."""
+    def report(self, what: str, **more: Any) -> int:
+        """Say what was done and found, with `more` where as JSON; return the exit status."""
         counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
-        return ", ".join(counts) or "all is as it was taken in"
+        self._progress.say(f"{what}: {', '.join(counts) or 'all is as it was taken in'}")
+        is_well = not any(self.found[word] for word in PROBLEMS)
+        if self._progress.silent:
+            done, seconds = self._progress.done, self._progress.seconds
+            figures = {"ok": is_well, "files": self.files, "bytes": done, "seconds": seconds}
+            print(json.dumps({**figures, **self.found, **more}))
+        return int(not is_well)
 
     def run(self, shelves: Sequence[Shelf]) -> None:
         """Check all that is known, and name what is not."""
@@ -19566,12 +19624,7 @@ def verify(
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
     read = f"{format_size(progress.done)} read at {progress.speed}"
-    progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
-    if as_json:
-        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
-        value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
-        print_json(value)
-    return 0 if verifier.ok else 1
+    return verifier.report(f"{verifier.files} files, {read}", duplicates=duplicates)
 
 
 # -- Backup and restore ------------------------------------------------------------------
@@ -19637,10 +19690,10 @@ class Copier(Verifier):
             self.others[file.root, file.path] = sha256
         return sha256
 
-    def report(self, what: str) -> None:
-        """Say what was copied, and what was found."""
+    def report(self, what: str, **more: Any) -> int:
+        """Say what was copied, too."""
         copied = f"{format_size(self.copied)} copied in {self._progress.seconds:.0f} s"
-        self._progress.say(f"{what}, {copied}: {self.summary()}")
+        return super().report(f"{what}, {copied}", copied=self.copied, **more)
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file, byte for byte."""
@@ -19774,8 +19827,8 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
                 data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
-@command("backup", "DEST")
-def backup(settings: Settings, dest: str) -> int:
+@command("backup", "DEST", AS_JSON)
+def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
     """Copy everything into a dated folder in DEST, while the server runs.
 
     Returns 1 if some file is not as it was taken in.
@@ -19790,7 +19843,7 @@ def backup(settings: Settings, dest: str) -> int:
         own = backup_settings(settings, begun)
         own.storage_dir.mkdir(0o700, exist_ok=True)
         own.database_dir.mkdir(0o700, exist_ok=True)
-        progress = Progress(index.files.total_size())
+        progress = Progress(index.files.total_size(), silent=as_json)
         copier = BackupCopier(index, sources, fillable_folders(own), progress)
         for last in backups_in(destination)[-1:]:
             before = backup_settings(settings, last)
@@ -19802,8 +19855,7 @@ def backup(settings: Settings, dest: str) -> int:
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copier.report(f"{place}: {copier.files} files")
-    return 0 if copier.ok else 1
+    return copier.report(f"{place}: {copier.files} files", place=str(place))
 
 
 def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
@@ -19936,8 +19988,8 @@ def need_empty(settings: Settings, resumed: bool) -> None:
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
-@command("restore", "SOURCE")
-def restore(settings: Settings, source: str) -> int:
+@command("restore", "SOURCE", AS_JSON)
+def restore(settings: Settings, source: str, as_json: bool = False) -> int:
     """Bring a backup back into an empty STORAGE_DIR and verify it.
 
     Returns 1 if some file is not as it should be.
@@ -19951,7 +20003,7 @@ def restore(settings: Settings, source: str) -> int:
             kept.count_rows()  # or it is none
             kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
-            progress = Progress(index.files.total_size())
+            progress = Progress(index.files.total_size(), silent=as_json)
             copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
             copier.check_rest()
@@ -19959,7 +20011,7 @@ def restore(settings: Settings, source: str) -> int:
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings, restored=copier)
+    return verify(settings, as_json, restored=copier)
 
 
 # -- Migrate -----------------------------------------------------------------------------
@@ -19999,8 +20051,10 @@ class Mover(Copier):
         return super()._judge(file)
 
 
-@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place))
-def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -> int:
+@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place), AS_JSON)
+def migrate(
+    settings: Settings, family: str, to: Path | S3Place | None = None, as_json: bool = False
+) -> int:
     """Copy the files of a root to PLACE, while the server runs.
 
     Returns 1 if one that was copied is not as it was taken in.
@@ -20014,18 +20068,19 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
         if source.path != target.path:  # else they share the server's own `.incoming/`
             target.recover(lambda name: True)
         files = (file for file in index.files.of_root(root) if file.path.startswith(below))
-        progress = Progress(sum(file.size for file in files))
+        progress = Progress(sum(file.size for file in files), silent=as_json)
         mover = Mover(index, source, target, below, progress)
         for _ in range(MAX_ROUNDS):
             before = mover.copied
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    mover.report(f"{mover.files} files of {family}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
-    progress.say(f"{first}start the server with {place}")
-    return 0 if mover.ok else 1
+    then = f"{first}start the server with {place}"
+    status = mover.report(f"{mover.files} files of {family}", then=then)
+    progress.say(then)
+    return status
 
 
 def moved_settings(settings: Settings, name: str, to: Path | S3Place) -> Settings:
@@ -20072,17 +20127,13 @@ def opened_app(settings: Settings) -> Iterator[App]:
 def list_trash(settings: Settings, as_json: bool = False) -> None:
     """List what is softly deleted.
 
-    The oldest first: kind, id, time, bytes, owner, name.
+    The oldest first: kind, id, time, size, owner, name.
     """
     with index_to_read(settings) as index:
         found = index.trash.all()
-    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
-    if as_json:
-        print_json(values)
-    for value in () if as_json else values:
-        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
-        words = ["-" if value[name] is None else str(value[name]) for name in order]
-        print("\t".join(map(printable_line, words)))
+    rows = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+    print_rows([{name: row[name] for name in order} for row in rows], as_json)
 
 
 @command("trash restore", "ID...")
@@ -20094,13 +20145,19 @@ def restore_trash(settings: Settings, *ids: str) -> None:
         raise Refusal(f"not in the trash: {', '.join(unknown)}")
 
 
-@command("trash empty", "", Option("older_than", "DAYS", parse_days))
-def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+@command("trash empty", "", Option("older_than", "DAYS", parse_days), AS_JSON)
+def empty_trash_now(
+    settings: Settings, older_than: float | None = None, as_json: bool = False
+) -> None:
     """Remove for good what is softly deleted."""
     until = math.inf if older_than is None else time.time() - older_than * 86400
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
-    print(f"{len(removed)} removed, {format_size(sum(item.size for item in removed))}")
+    size = sum(item.size for item in removed)
+    if as_json:
+        print(json.dumps({"removed": [item.id for item in removed], "bytes": size}))
+    else:
+        print(f"{len(removed)} removed, {format_size(size)}")
 
 
 # -- Import ------------------------------------------------------------------------------
@@ -20132,6 +20189,10 @@ class Result(NamedTuple):
     detail: str  # where it is, or why
 
 
+class NotTaken(Exception):
+    """Something cannot be taken in; the text says why."""
+
+
 def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
     """Yield what has become of one thing; Refusal where the others would fail like it."""
     try:
@@ -20140,7 +20201,9 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
-    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+    except NotTaken as error:
+        yield what, Result("failed", str(error))
+    except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
 
 
@@ -20171,10 +20234,36 @@ def import_files(
         keep = functools.partial(folder.keep, names=free)
         return Result("new", copy_file(origin, file, folder, keep))
 
+    seen = set[str]()
     for path, _ in origin.walk(bool, unreadable):
-        yield from attempt(name := os.fsdecode(path), functools.partial(take, name))
-    for path in unreadable:
-        yield os.fsdecode(path), Result("failed", "it cannot be read")
+        seen.add(name := os.fsdecode(path))
+        yield from attempt(name, functools.partial(take, name))
+    seen.update(map(os.fsdecode, unreadable))
+    why = "passed over: hidden, a link, beside .nomedia, or the server's own"
+    yield from tell_rest(Path(origin.path), seen, bool, why)
+
+
+def tell_rest(
+    source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
+) -> Iterator[tuple[str, Result]]:
+    """Yield what else is in a source: wanted files, and folders with their number of them."""
+    looked_into = {path[:end] for path in seen for end, each in enumerate(path) if each == "/"}
+    unreadable: list[OSError] = []
+    for folder, folders, files in os.walk(source, onerror=unreadable.append):
+        above = os.path.relpath(f"{folder}/_", source)[:-1]
+        links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
+        for path in sorted(f"{above}{name}" for name in files + links):
+            if path not in seen and wanted(os.fsencode(path)):
+                yield path, Result("left", why)
+        folders[:] = sorted({*folders} - {*links})
+        for path in [f"{above}{name}" for name in folders if f"{above}{name}" not in looked_into]:
+            folders.remove(posixpath.basename(path))
+            inner = itertools.chain.from_iterable(each[2] for each in os.walk(source / path))
+            count = sum(bool(wanted(os.fsencode(name))) for name in inner)
+            if count and f"{path}/" not in seen:
+                yield f"{path}/", Result("left", f"{count} files, {why}")
+    for error in unreadable:
+        yield os.path.relpath(error.filename, source), Result("failed", "it cannot be read")
 
 
 def find_copy(
@@ -20221,22 +20310,42 @@ MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
 
 
-def read_tables(source: Path) -> dict[str, list[Row]]:
-    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+HINT = "--into library takes in a folder's files alone"
+
+
+def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Result]]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder.
+
+    And what is told of their other tables, of which those with passwords are accounts.
+    """
     tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    others: dict[str, list[Row]] = {}
     readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
                ".json": read_dump}  # fmt: skip
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if read := readers.get(os.path.splitext(name)[1]):
-                for table, row in read(Path(folder, name)):
-                    tables[table].append(row)
-    return tables
+        for path in (Path(folder, name) for name in sorted(files)):
+            if (read := readers.get(path.suffix)) and path.is_file():
+                try:
+                    for table, row in read(path):
+                        other = f"table {table} of {path.relative_to(source)}"
+                        tables.get(table, others.setdefault(other, [])).append(row)
+                except (OSError, sqlite3.Error) as error:
+                    raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
+    told = []
+    for other, rows in others.items():
+        result = Result("left", f"rows that have no place here: {len(rows)}")
+        if any("password" in name.lower() for row in rows for name in row):
+            result = Result("failed", f"accounts that are none of media_handler's: {len(rows)}")
+        told += [(other, result)] if rows else []
+    return tables, told
 
 
 def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it.
+
+    Of tables that are none of SOURCE_TABLES the rows have names only.
+    """
     import tempfile
 
     with open(path, "rb") as file:
@@ -20248,35 +20357,36 @@ def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
                 shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
         with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
             db.row_factory = sqlite3.Row
-            try:
-                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
-                for table in SOURCE_TABLES:
+            found = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            usual = " AND name NOT LIKE 'sqlite!_%' ESCAPE '!' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+            for (table,) in db.execute(found + usual).fetchall():
+                quoted = '"{}"'.format(table.replace('"', '""'))
+                if table in SOURCE_TABLES:
                     order = "transaction_id" if table.endswith("_version") else "id"
-                    sql = f"SELECT * FROM {table} ORDER BY {order}"
-                    for row in db.execute(sql) if table in known else ():
+                    for row in db.execute(f"SELECT * FROM {quoted} ORDER BY {order}"):
                         yield table, dict(row)
-            except sqlite3.Error as error:
-                hint = "--into library takes in a folder's files alone"
-                raise Refusal(f"{path} cannot be read: {error}; {hint}") from None
+                else:
+                    names = [row["name"] for row in db.execute(f"PRAGMA table_info({quoted})")]
+                    count = db.execute(f"SELECT count(*) FROM {quoted}").fetchone()[0]
+                    yield from itertools.repeat((table, dict.fromkeys(names)), count)
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
-    if path.stat().st_size > MAX_DUMP_BYTES:
-        return
-    text = path.read_bytes()
+    """Yield table and row of a file that `manage.py dumpdata` has written."""
+    with open(path, "rb") as file:
+        text = file.read(MAX_DUMP_BYTES + 1)
     try:
-        items = json.loads(text)
+        items = json.loads(text) if len(text) <= MAX_DUMP_BYTES else None
+        is_read = items is not None
     except (ValueError, RecursionError):
-        if b'"model"' not in text[:1000]:
-            return
-        hint = "--into library takes in a folder's files alone"
-        raise Refusal(f"{path} looks like a dump, but cannot be read; {hint}") from None
-    for item in items if isinstance(items, list) else ():
-        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
-        if table in SOURCE_TABLES:
-            row = {"id": item["pk"], **item["fields"]}
-            yield table, row | {"collection_id": row.get("collection")}
+        is_read = False
+    if not is_read and b'"model"' in text[:1000]:
+        raise Refusal(f"{path} looks like a dump, but cannot be read, or is too large; {HINT}")
+    for item in items if is_read and isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(fields := item.get("fields", {}), dict):
+            row = {"id": item.get("pk"), **fields, "collection_id": fields.get("collection")}
+            if "model" in item:
+                yield str(item["model"]).replace(".", "_"), row
 
 
 def read_time(value: object) -> float:
@@ -20324,6 +20434,12 @@ class RecordImporter:
         for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
             for row in self._tables[table]:
                 yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+        for id in self._histories.keys() - {row["id"] for row in self._tables["entities"]}:
+            yield f"entity {id}", Result("left", "it was deleted there")
+        rows = itertools.chain.from_iterable(self._tables.values())
+        named = {self._find(row.get("file") or row.get("file_path")) for row in rows}
+        source, found = Path(self._origin.path), set(filter(None, named))
+        yield from tell_rest(source, found, is_media_name, "no record names it")
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
@@ -20339,8 +20455,7 @@ class RecordImporter:
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
             hint = " (--join if that is the same person)" if taken == ["email"] else ""
-            reason = f"another account has its {', '.join(taken)}{hint}"
-            return Result("failed", f"{email}: {reason}")
+            raise NotTaken(f"{email}: another account has its {', '.join(taken)}{hint}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20350,34 +20465,41 @@ class RecordImporter:
                 users.set_active(db, user, False)
             return user
 
-        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        added = self._write(add)
+        self._users[row["id"]] = added.id if added else row["id"]
         is_read = str(row["password"]).startswith("pbkdf2_sha256$")
-        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+        had_rights = row.get("is_staff") or row.get("is_superuser")
+        notes = ["set its password (user passwd)"] * (not is_read)
+        notes += ["its staff rights are not taken over (user grant)"] * bool(had_rights)
+        return Result("new", ": ".join([email, ", ".join(notes)] if notes else [email]))
 
-    def _owner(self, id: int) -> int | None:
-        """The account here of a user there; None where it is not certain who that is."""
-        if self._tables["accounts_customuser"] or self._index.users.get(id):
-            return self._users.get(id)
-        return id  # accounts are elsewhere, and tokens carry the id
+    def _write(self, apply: Callable[[Database], T]) -> T | None:
+        """Write to the index, unless this is a trial."""
+        return None if self._is_trial else self._index.write(apply)
+
+    def _owner(self, id: int) -> int:
+        """The account here of a user there; NotTaken where it is not certain who that is."""
+        if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
+            return id  # accounts are elsewhere, and tokens carry the id
+        if id not in self._users:
+            raise NotTaken("whose it is, is not certain: take in the accounts' database with it")
+        return self._users[id]
 
     def _take_collection(self, row: Row) -> Result:
-        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        id = str(uuid.UUID(row["id"]))
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
-        if owner is None:
-            return Result("failed", NO_OWNER)
+        owner, name, description = self._owner(row["user"]), row["name"], row["description"]
         times = read_time(row["created_at"]), read_time(row["updated_at"])
-        collection = Collection(id, owner, row["name"], row["description"], *times)
-        if not self._is_trial:
-            self._index.write(lambda db: self._index.collections.put(db, collection))
+        collection = Collection(id, owner, name, description, *times)
+        self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 
     def _take_media(self, row: Row) -> Result:
-        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        id = str(uuid.UUID(row["id"]))
         if self._index.media.is_known(id):
             return Result("here", row["name"])
-        if owner is None:
-            return Result("failed", NO_OWNER)
+        owner = self._owner(row["user"])
         path, file = self._find(row.get("file")), None
         if not self._is_trial and path:
             names = numbered_names(f"{owner}/{row['file']}")
@@ -20399,8 +20521,7 @@ class RecordImporter:
             if row["is_deleted"]:
                 self._index.media.hide(db, owner, id, times[1])
 
-        if not self._is_trial:
-            self._index.write(put)
+        self._write(put)
         return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
 
     def _take_entity(self, row: Row) -> Result:
@@ -20411,23 +20532,19 @@ class RecordImporter:
         path = self._find(row["file_path"])
         found = self._describe(path, 0.0) if path else None
         sha256 = found[0].sha256 if found else ""
-        if problem := self._entity_problem(id, sha256):
-            return Result("failed", problem)
+        self._check_entity(id, sha256)
         files: dict[str | None, Located | None] = {}
         for each in () if self._is_trial else history:
             files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
 
-        def put(db: Database) -> str:
-            if problem := self._entity_problem(id, sha256, db):
-                return problem  # the server has been faster
+        def put(db: Database) -> None:
+            self._check_entity(id, sha256, db)  # the server may have been faster
             for file in filter(None, files.values()):
                 self._index.files.put(db, *file)
             versions = [entity_of(each, files[each["file_path"]]) for each in history]
             self._index.entities.adopt(db, versions)
-            return ""
 
-        if not self._is_trial and (problem := self._index.write(put)):
-            return Result("failed", problem)
+        self._write(put)
         fate = self._fate(row["file_path"], path)
         return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
 
@@ -20441,12 +20558,11 @@ class RecordImporter:
         is_whole = versions and all(versions[-1][name] == row[name] for name in told)
         return versions if is_whole else [*versions, row]
 
-    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
-        """Why an entity cannot be taken in, or nothing."""
+    def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
-            return "another entity has its id here"
-        holder = self._index.entities.holder(sha256, db) if sha256 else None
-        return f"entity {holder} has the same content" if holder else ""
+            raise NotTaken("another entity has its id here")
+        if sha256 and (holder := self._index.entities.holder(sha256, db)):
+            raise NotTaken(f"entity {holder} has the same content")
 
     def _take_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
@@ -20480,9 +20596,6 @@ class RecordImporter:
         return kept or copy_file(self._origin, found[0], folder, keep, md5)
 
 
-NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
-
-
 def entity_of(row: Row, file: Located | None) -> Entity:
     """A version of an entity as CoLAN's media store has it."""
     return Entity(
@@ -20509,10 +20622,12 @@ def choose_destination(source: Path, family: str) -> Destination:
 @command(
     "import", "SOURCE",
     Option("into", "FAMILY", one_of(*DESTINATIONS, *RECORDS)), Option("dry_run"), Option("join"),
+    AS_JSON,
 )  # fmt: skip
 def import_source(
-    settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
-) -> int:
+    settings: Settings, source: str, into: str = "", *, dry_run: bool = False, join: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
     """Copy another program's pictures here, with their names and times.
 
     Prints what becomes of every file or record, and where it is or why; returns 1 if one failed.
@@ -20522,17 +20637,20 @@ def import_source(
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    tables = {} if into in DESTINATIONS else read_tables(place)
+    tables, others = ({}, []) if into in DESTINATIONS else read_tables(place)
     with opened_app(settings) as app:
         inner = [each.path for each in app.folders.values()]
         origin = Folder(
             "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
+        outcomes: Iterable[tuple[str, Result]]
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
             records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
-            outcomes = records.run()
+            outcomes = itertools.chain(others, records.run())
+        elif unknown := [what for what, (word, _) in others if word == "failed"]:
+            raise Refusal(f"{unknown[0]} has accounts that are none of media_handler's; {HINT}")
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"
@@ -20545,7 +20663,8 @@ def import_source(
                               " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
             outcomes = import_files(origin, folder, destination, dry_run)
-        counts = tell_outcomes(outcomes)
+        counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+        print_rows(count_outcomes(outcomes, counts), as_json)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
@@ -20563,13 +20682,13 @@ def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, 
         need_disk(folder)
 
 
-def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
-    """Print what becomes of each thing, and count it."""
-    counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+def count_outcomes(
+    outcomes: Iterable[tuple[str, Result]], counts: dict[str, int]
+) -> Iterator[dict[str, str]]:
+    """Yield what becomes of each thing as a row, and count it."""
     for what, (word, detail) in outcomes:
         counts[word] += 1
-        print("\t".join(map(printable_line, (word, what, detail))))
-    return counts
+        yield {"outcome": word, "name": what, "detail": detail}
 
 
 # -- The server's processes --------------------------------------------------------------
@@ -20763,6 +20882,9 @@ LISTEN_HINTS: Mapping[int | None, str] = {
 @command("serve")
 def serve(settings: Settings) -> None:
     """Run the server, until SIGTERM or SIGINT (the default)."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it listens there is nothing to finish
+        signal.signal(number, lambda number, frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     for descriptor in range(3):  # one that was closed would be a file's or a client's
         try:
             os.fstat(descriptor)
@@ -20795,6 +20917,8 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
+    if not settings.quiet:
+        warn("stopped, as it was told to")
     lock.close()
     os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
@@ -20981,7 +21105,7 @@ def show_upload(settings: Settings, generated: Sequence[str], place: str) -> Non
 
 def is_in_dotenv(secret: str) -> bool:
     """Whether commands in this folder find the secret of upload tokens in its `.env`."""
-    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+    return read_dotenv(Path(".env"), {}, told=False).get("MEDIA_SERVER_SECRET") == secret
 
 
 def token_command(settings: Settings) -> str:
@@ -21012,7 +21136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = parse_command_line(given)
         run = call.command.run
         if run is not serve:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with usable_places(call.settings):
             return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:
