@@ -340,29 +340,16 @@ class Setting(NamedTuple):
     empty: bool = False  # an empty value means something
 
 
-def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **spec: Any) -> Any:
-    """Return a Setting, in the place of a value of another type."""
-    return Setting(default, help, parse, **spec)
+setting: Any = Setting  # which stands in the place of a value of another type
+flag = functools.partial(setting, parse=parse_boolean)
+secret = functools.partial(setting, "", parse=parse_secret, secret=True)
+generated = functools.partial(secret, shown="generated", made=True)
+folder = functools.partial(setting, Path(), parse=parse_path)  # its default is made of others
 
 
 def number(default: int, high: int, help: str, low: int = 1, **spec: Any) -> Any:
     """Return a setting that is a whole number from `low` to `high`."""
     return setting(default, help, whole_number(low, high), **spec)
-
-
-def flag(default: bool, help: str) -> Any:
-    """Return a setting that is true or false."""
-    return setting(default, help, parse_boolean)
-
-
-def secret(help: str) -> Any:
-    """Return a setting that is no option, and is generated where it is not given."""
-    return setting("", help, parse_secret, shown="generated", secret=True, made=True)
-
-
-def folder(help: str, shown: str, parse: Callable[[str], Any] = parse_path) -> Any:
-    """Return a setting that is a folder, whose default is made of other settings."""
-    return setting(Path(), help, parse, shown=shown)
 
 
 PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir", "users_dir")
@@ -376,7 +363,7 @@ class Settings(NamedTuple):
     """Everything that can be set, checked and with all defaults in place."""
 
     # The right sides are no values: they describe the fields, and `load_settings` fills in all.
-    storage_dir: Path = folder("the folder to scan, serve and store in", "required")
+    storage_dir: Path = folder("the folder to scan, serve and store in", shown="required")
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
@@ -384,7 +371,7 @@ class Settings(NamedTuple):
         environment=False,
     )  # fmt: skip
     workers: int = number(1, 64, "server processes", environment=False)
-    media_server_secret: str = secret(
+    media_server_secret: str = generated(
         "HMAC secret of upload tokens, shared with the app that issues them"
     )
     token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
@@ -392,13 +379,13 @@ class Settings(NamedTuple):
         "all", "which upload tokens are good: all, or scoped: those of token --scope alone",
         one_of("all", "scoped"),
     )  # fmt: skip
-    auth_token: str = secret("static bearer token: the owner's key, every permission")
+    auth_token: str = generated("static bearer token: the owner's key, every permission")
     upload_dir: Path | S3Place = folder(
         "where the images family keeps its files: a folder, or s3://BUCKET/PREFIX",
-        "DATA/images", parse_place,
+        shown="DATA/images", parse=parse_place,
     )  # fmt: skip
     slugify_filenames: bool = flag(False, "store images under a slug of their name")
-    jwt_signing_key: str = secret("HS256 key of the access and refresh tokens of accounts")
+    jwt_signing_key: str = generated("HS256 key of the access and refresh tokens of accounts")
     jwt_access_token_lifetime_minutes: int = number(
         30, 10**7, "how long an access token is good for"
     )
@@ -411,17 +398,17 @@ class Settings(NamedTuple):
         shown="DATA/public_key.pem",
     )  # fmt: skip
     database_dir: Path = folder(
-        "DATA, where the index and generated secrets live", "STORAGE_DIR/.mediaserver"
+        "DATA, where the index and generated secrets live", shown="STORAGE_DIR/.mediaserver"
     )
     database_url: Path = setting(
         Path(), "the index; only sqlite:///FILE", parse_database_url,
         shown="sqlite:///DATA/index.sqlite3",
     )  # fmt: skip
     media_storage_dir: Path | S3Place = folder(
-        "the same for the entities family", "DATA/entities", parse_place
+        "the same for the entities family", shown="DATA/entities", parse=parse_place
     )
     users_dir: Path | S3Place = folder(
-        "the same for the accounts' files", "DATA/users", parse_place
+        "the same for the accounts' files", shown="DATA/users", parse=parse_place
     )
     media_dir: S3Place | None = setting(
         None, "where public uploads go: s3://BUCKET/PREFIX", parse_bucket,
@@ -474,12 +461,8 @@ class Settings(NamedTuple):
     )
     aws_region: str = setting("us-east-1", "its region")
     aws_access_key_id: str = setting("", "the name of the key for it", shown="none")
-    aws_secret_access_key: str = setting(
-        "", "the key for it", parse_secret, shown="none", secret=True
-    )
-    aws_session_token: str = setting(
-        "", "the token of a key that is good for a while", parse_secret, shown="none", secret=True
-    )
+    aws_secret_access_key: str = secret("the key for it", shown="none")
+    aws_session_token: str = secret("the token of a key that is good for a while", shown="none")
     read_only: str = setting(
         "", "serve from a copy of the index; the URL of the server that writes", parse_public_url,
         shown="off",
