@@ -5390,12 +5390,12 @@ def migrated(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version not in {INDEX_VERSION, *MIGRATIONS}:
-        raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if tables and "asset" not in tables:
         problem = f"{index.path} is another program's database: it has the table {min(tables)!r}"
         raise SettingError("DATABASE_URL", problem)
+    if version not in {INDEX_VERSION, *MIGRATIONS}:
+        raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
     examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     while version in MIGRATIONS:
