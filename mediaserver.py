@@ -4634,20 +4634,16 @@ class Sessions(Rows[Session]):
             return None
         at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
         if token.jti == session.jti:
-            session = self._renew(db, session, jti, lifetime)
+            now = time.time()
+            session = session._replace(
+                jti=jti, previous_jti=session.jti, rotated_at=now, expires_at=int(now) + lifetime
+            )
+            upsert(db, "session", Session._fields, session)
         elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
         user = self._index.users.active(token.user_id, db)
         return (user, session) if user else None
-
-    def _renew(self, db: Database, session: Session, jti: str, lifetime: int) -> Session:
-        now = time.time()
-        renewed = session._replace(
-            jti=jti, previous_jti=session.jti, rotated_at=now, expires_at=int(now) + lifetime
-        )
-        upsert(db, "session", Session._fields, renewed)
-        return renewed
 
     def spend(self, db: Database, token: RefreshToken) -> bool:
         """End the session of a refresh token; return whether the token was still good."""
@@ -4881,7 +4877,7 @@ Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
 class Query(NamedTuple):
-    """Which of a user's things are asked for; the columns' names are the program's own words."""
+    """Which of a user's records are asked for; the columns' names are the program's own words."""
 
     user_id: int
     equal: tuple[tuple[str, str], ...] = ()  # column and value
@@ -4890,7 +4886,7 @@ class Query(NamedTuple):
 
 
 class OwnedTable(Rows[Record]):
-    """Things of users in one table; every method asks whose, so that nobody meets another's."""
+    """Records of users in one table; every method asks whose, so that nobody meets another's."""
 
     def __init__(self, index: Index, table: str, make: type[Record], condition: str = "1") -> None:
         fields = ", ".join(make._fields)
@@ -4898,40 +4894,40 @@ class OwnedTable(Rows[Record]):
         self._table = table
         self._condition = condition  # which of the rows there are for users
 
-    def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        equal = [(f"{column} = ?", value) for column, value in wanted.equal]
-        terms = [("instr(folded, ?)", term) for term in wanted.terms]
-        own = ("user_id = ?", wanted.user_id), (self._condition, None)
+    def _where(self, query: Query) -> tuple[str, list[Any]]:
+        equal = [(f"{column} = ?", value) for column, value in query.equal]
+        terms = [("instr(folded, ?)", term) for term in query.terms]
+        own = ("user_id = ?", query.user_id), (self._condition, None)
         return where_clause(*own, *equal, *terms)
 
-    def count(self, wanted: Query) -> int:
+    def count(self, query: Query) -> int:
         """Return how many rows fit a query."""
-        which, values = self._where(wanted)
+        which, values = self._where(query)
         return self._index.count(f"{self._table} {which}", *values)
 
-    def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
-        """Return the things wanted in order; those that are equal in it are ordered by id."""
-        which, values = self._where(wanted)
-        order = wanted.order or (("created_at", True),)
+    def each(self, query: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
+        """Return the records that fit, in the query's order, those equal in that by their ids."""
+        which, values = self._where(query)
+        order = query.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
         sql = f"{self._select} {which} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
         return map(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
-        """Return one thing by its id, in the transaction of `db` where there is one."""
-        thing = self.of_anyone(key, db)
-        return thing if thing and thing.user_id == user_id else None
+        """Return one record by its id, in the transaction of `db` where there is one."""
+        record = self.of_anyone(key, db)
+        return record if record and record.user_id == user_id else None
 
     def of_anyone(self, key: str, db: Database | None = None) -> Record | None:
-        """Return one thing by its id, for who has shown leave to read it."""
+        """Return one record by its id, for who has shown leave to read it."""
         return self._first(f"WHERE id = ? AND {self._condition}", key, db=db)
 
-    def put(self, db: Database, thing: Record) -> None:
-        """Add a thing or change the one with its id."""
-        row = [*thing, search_text(thing.name, thing.description)]
-        upsert(db, self._table, (*thing._fields, "folded"), row)
-        if isinstance(thing, MediaRecord):
-            db.execute(SHOW_ONCE, (thing.user_id, thing.collection_id, thing.sha256, thing.id))
+    def put(self, db: Database, record: Record) -> None:
+        """Add a record or change the one with its id."""
+        row = [*record, search_text(record.name, record.description)]
+        upsert(db, self._table, (*record._fields, "folded"), row)
+        if isinstance(record, MediaRecord):
+            db.execute(SHOW_ONCE, (record.user_id, record.collection_id, record.sha256, record.id))
 
     def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
