@@ -1110,7 +1110,7 @@ def verify_claims(
         raise TokenError("The token has no exp.")
     if expires <= now - leeway:
         raise TokenError("The token has expired.")
-    if any(time is not None and time > now + leeway for time in (not_before, issued)):
+    if any(since is not None and since > now + leeway for since in (not_before, issued)):
         raise TokenError("The token is not valid yet.")
     if algorithm == "HS256":
         right_type = claims.get("token_type") == token_type
@@ -3844,19 +3844,19 @@ class Table:
 
 
 class Rows(Table, Generic[T]):
-    """Things of one kind, of which `make` makes each from a row of `select`."""
+    """Things of one kind; `make` makes each of a row that the SELECT `rows` begins to read."""
 
-    def __init__(self, index: Index, make: Callable[[Sequence[Any]], T], select: str) -> None:
+    def __init__(self, index: Index, make: Callable[[Sequence[Any]], T], rows: str) -> None:
         super().__init__(index)
-        self._make, self._select = make, select
+        self._make, self._rows = make, rows
 
     def _all(self, rest: str, *values: Any, db: Database | None = None) -> list[T]:
-        """Return the things that `select` and the rest of its SQL find."""
-        return [*map(self._make, self._index.read(f"{self._select} {rest}", *values, db=db))]
+        """Return those that the rest of the SELECT finds."""
+        return [*map(self._make, self._index.read(f"{self._rows} {rest}", *values, db=db))]
 
     def _first(self, rest: str, *values: Any, db: Database | None = None) -> T | None:
         """Return the first of them, if there is one."""
-        row = self._index.read(f"{self._select} {rest}", *values, db=db).fetchone()
+        row = self._index.read(f"{self._rows} {rest}", *values, db=db).fetchone()
         return self._make(row) if row else None
 
 
@@ -4134,8 +4134,8 @@ class Index:
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
-        with contextlib.closing(sqlite3.connect(aside)) as copy:
-            self._writer.backup(copy)
+        with contextlib.closing(sqlite3.connect(aside)) as target:
+            self._writer.backup(target)
         replace_index(aside, path)
 
     def report_damage(self, problem: str) -> None:
@@ -4910,7 +4910,7 @@ class OwnedTable(Rows[Record]):
         which, values = self._where(query)
         order = query.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        sql = f"{self._select} {which} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        sql = f"{self._rows} {which} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
         return map(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
