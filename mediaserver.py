@@ -1284,24 +1284,14 @@ class AuthConfig:
     """What credentials are checked with; a blank secret would accept forgeries and is refused."""
 
     # Not a tuple: its repr would show the secrets.
-    def __init__(
-        self, auth_disabled: bool, auth_token: str, jwt_key: str, public_key: PublicKey | None,
-        upload_secret: str, upload_lifetime: int, unscoped: bool = True,
-    ) -> None:  # fmt: skip
-        if not all(secret.strip() for secret in (auth_token, jwt_key, upload_secret)):
+    def __init__(self, settings: Settings, public_key: PublicKey | None) -> None:
+        self.settings, self.public_key = settings, public_key
+        keys = (settings.auth_token, settings.jwt_signing_key)
+        if not all(secret.strip() for secret in (*keys, settings.media_server_secret)):
             raise ValueError("a secret is blank")
-        self.auth_disabled = auth_disabled
-        self.auth_token = auth_token
-        self.jwt_key = jwt_key
-        self.public_key = public_key
-        self.upload_secret = upload_secret
-        self.upload_lifetime = upload_lifetime
-        self.unscoped = unscoped  # whether upload tokens without a scope are good
-        self.scoped_key = scoped_key(upload_secret)
+        self.scoped_key = scoped_key(settings.media_server_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
-        self.view_key = derive_key(
-            json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
-        )
+        self.view_key = derive_key(json.dumps([settings.auth_disabled, *keys]), "view cookies")
 
 
 class TokenCache:
@@ -1372,7 +1362,7 @@ def parse_bearer(authorization: str | None) -> str | None:
 def _bearer_principal(
     token: str, keys: AuthConfig, now: float, cache: TokenCache | None
 ) -> Principal:
-    if equals_secret(token, keys.auth_token):
+    if equals_secret(token, keys.settings.auth_token):
         return OWNER
     if " " in token:
         detail = "The Authorization header has more than one token."
@@ -1382,7 +1372,9 @@ def _bearer_principal(
         raise TokenError(detail)
     principal = cache.get(token, now) if cache else None
     if principal is None:
-        algorithm, payload = verify_jws(token, _utf8(keys.jwt_key), keys.public_key)
+        algorithm, payload = verify_jws(
+            token, _utf8(keys.settings.jwt_signing_key), keys.public_key
+        )
         claims = verify_claims(payload, algorithm, now)
         principal = principal_of_claims(claims, algorithm)
         if cache:
@@ -1398,7 +1390,7 @@ def recall_principal(
     A bearer has to be the owner's, or one whose signature was verified before; whether a cookie
     was ended stands in the index.
     """
-    if keys.auth_disabled:
+    if keys.settings.auth_disabled:
         return DEMO
     principal: Principal | None = None
     if authorization is None:
@@ -1407,7 +1399,7 @@ def recall_principal(
         with contextlib.suppress(TokenError):
             token = parse_bearer(authorization)
             if token:
-                owner = equals_secret(token, keys.auth_token)
+                owner = equals_secret(token, keys.settings.auth_token)
                 principal = OWNER if owner else cache.get(token, now)
     return principal if principal and principal.user_id is None else None
 
@@ -1445,8 +1437,9 @@ def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principa
     """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
     if token.count(".") == 2:
         return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
-    verify_upload_token(token, keys.upload_secret, now, keys.upload_lifetime)
-    if not keys.unscoped:
+    settings = keys.settings
+    verify_upload_token(token, settings.media_server_secret, now, settings.token_expiry_seconds)
+    if settings.upload_tokens != "all":
         raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
     return UPLOADER
 
@@ -1472,7 +1465,7 @@ def find_principal(
     A bearer decides over an upload token. Whether an account is disabled is for the caller to look
     up.
     """
-    if keys.auth_disabled:
+    if keys.settings.auth_disabled:
         return DEMO
     try:
         bearer = parse_bearer(authorization)
@@ -11785,15 +11778,7 @@ class App:
         self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
         self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
-        self.keys = AuthConfig(
-            auth_disabled=settings.auth_disabled,
-            auth_token=settings.auth_token,
-            jwt_key=settings.jwt_signing_key,
-            public_key=read_public_key(settings),
-            upload_secret=settings.media_server_secret,
-            upload_lifetime=settings.token_expiry_seconds,
-            unscoped=settings.upload_tokens == "all",
-        )
+        self.keys = AuthConfig(settings, read_public_key(settings))
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")

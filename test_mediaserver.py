@@ -1185,9 +1185,20 @@ def spki(point: bytes) -> bytes:
 
 PUBLIC_POINT = multiply(PRIVATE_KEY, G)
 PEM = pem_of(spki(der_point(PUBLIC_POINT)))
-KEYS = ms.AuthConfig(
-    False, "owner's key", KEYS_SECRET, ms.parse_public_key(PEM), "upload secret", 900
-)
+
+
+def auth_config(
+    owners_key: str = "owner's key", jwt_key: str = KEYS_SECRET, *, upload: str = "upload secret",
+    public_key: ms.PublicKey | None = None, **options: str,
+) -> ms.AuthConfig:  # fmt: skip
+    secrets = {
+        "auth_token": owners_key, "jwt_signing_key": jwt_key, "media_server_secret": upload,
+    }  # fmt: skip
+    settings = ms.load_settings({"storage_dir": "x", **options}, {}, {})
+    return ms.AuthConfig(settings._replace(**secrets), public_key)
+
+
+KEYS = auth_config(public_key=ms.parse_public_key(PEM))
 
 ACCESS: dict[str, object] = {"token_type": "access", "exp": NOW + 60, "user_id": 7}
 FOREIGN: dict[str, object] = {"sub": "user123", "exp": NOW + 60}
@@ -1595,20 +1606,20 @@ def test_a_principal_is_found_in_the_contracts_order(
 
 
 def test_demo_mode_looks_at_no_credential() -> None:
-    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    demo = auth_config(auth_disabled="true")
     assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
 
 
 @pytest.mark.parametrize("text", ["schlüssel", "schlüssel".encode().decode("latin-1")])
 def test_a_non_ascii_owners_key_is_known_in_both_encodings(text: str) -> None:
-    keys = ms.AuthConfig(False, "schlüssel", "b", None, "c", 900)
+    keys = auth_config("schlüssel")
     assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
 
 
 def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
     for secrets in (["", "b", "c"], ["a", " ", "c"], ["a", "b", ""]):
         with pytest.raises(ValueError, match="blank"):
-            ms.AuthConfig(False, secrets[0], secrets[1], None, secrets[2], 900)
+            auth_config(secrets[0], secrets[1], upload=secrets[2])
     assert "owner's key" not in repr(KEYS)
     assert KEYS_SECRET not in repr(KEYS)
 
@@ -1704,7 +1715,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
     for owners_key, jwt_key in (("changed", KEYS_SECRET), ("owner's key", "changed")):
-        keys = ms.AuthConfig(False, owners_key, jwt_key, None, "c", 900)
+        keys = auth_config(owners_key, jwt_key)
         assert found(good, keys=keys) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
     assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
@@ -1722,7 +1733,7 @@ def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
     cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
     principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = ms.AuthConfig(False, "a", "b", None, "c", 900)
+    keyless = auth_config("a", "b")
     assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
     with pytest.raises(ms.HTTPError):
         ms.find_principal(token, None, keyless, NOW + 60, cache)
@@ -1733,7 +1744,7 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     tokens = {
         name: f"Bearer {text}"
         for name, text in {
-            "owner": KEYS.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
+            "owner": KEYS.settings.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
             "wrong": "x", "none": "",
         }.items()
     }  # fmt: skip
@@ -1752,7 +1763,7 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("foreign", NOW + 60) is None
     view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
     assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
-    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    demo = auth_config(auth_disabled="true")
     assert recall("wrong", keys=demo) == ms.DEMO
 
 
