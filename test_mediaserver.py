@@ -3214,7 +3214,7 @@ def index(tmp_path: Path) -> Iterator[ms.Index]:
 def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
     """How SQLite goes about each SELECT that `ask` has the index run."""
     run, read = [], index.read
-    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    index.read = lambda sql, *values, db=None: run.append((sql, values)) or read(sql, *values)
     ask()
     del index.read
     selects = [(sql, values) for sql, values in run if sql.startswith("SELECT")]
@@ -3253,7 +3253,7 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
 
 
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -3297,7 +3297,9 @@ def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
 def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
     counted: list[str] = []
     read = index.read
-    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    monkeypatch.setattr(
+        index, "read", lambda *given, **db: counted.append(given[0]) or read(*given, **db)
+    )
     assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
     assert len([sql for sql in counted if "count(*)" in sql]) == 1
     index.set_meta("x", "1")
@@ -3336,14 +3338,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     spare = ms.SpareSpace(tmp_path / "index")
     held = tmp_path / "index-spare"
     spare.hold()
-    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert (held.stat().st_size, spare.missed_at) == (ms.SPARE_BYTES, None)
     assert spare.give_up()
-    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (False, True)
+    assert (held.exists(), spare.missed_at is None, spare.give_up()) == (False, False, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at is None) == (False, False)
     monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (True, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at) == (True, None)
 
 
 def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
@@ -17500,6 +17502,14 @@ def test_each_section_uses_only_the_sections_above_it():
     assert wrong == []
     assert home["main"] == 14
     assert home["Route"] > home["Response"] > home["Scanner"]
+
+
+def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
+    lines = PROGRAM.read_text("utf-8").splitlines()
+    banners = [line for line in lines if line.startswith(("# --", "# =="))]
+    assert {len(line) for line in banners} == {88, 90}
+    form = re.compile("# ={86}|# -- [A-Zf].*[^- ] -{3,}")
+    assert [line for line in banners if not form.fullmatch(line)] == []
 
 
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
