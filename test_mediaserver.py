@@ -6844,11 +6844,12 @@ def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(
         body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
         body.send(post("/slow", 2) + b"a")
         head.send(b"GET /")
-        for raw in reversed(idle):
+        for number, raw in enumerate(reversed(idle), 1):
             raw.send(get_line("/a"))
             assert raw.answer().status == 200
-        expected = {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
-        wait_until(lambda: states(bare_server) == expected)
+            wait_until(lambda number=number: states(bare_server)[ms.State.IDLE] == number)
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        assert states(bare_server) == {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
         for raw in (*reversed(idle), head, body):
             assert bare_server.connections.make_room()
             assert raw.is_closed()
