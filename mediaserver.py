@@ -3502,23 +3502,6 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
 # a connection of its own. Writers queue up; whoever gets the lock commits for all who wait
 # (group commit), so that many small writes share one transaction and one fsync.
 
-ENTITY_STATE = """
-    version INTEGER NOT NULL,           -- from 1
-    transaction_id INTEGER NOT NULL,    -- of the write that made it
-    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
-    label TEXT,
-    description TEXT,
-    parent_id INTEGER,                  -- the collection it is in
-    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
-    added REAL NOT NULL,                -- Unix seconds: of version 1
-    updated REAL NOT NULL,              -- and of this one
-    path TEXT,                          -- of its content in the entities folder
-    sha256 TEXT REFERENCES asset,       -- null: a collection
-    kind TEXT,                          -- these three are the asset's, for the indexes
-    mime_type TEXT,
-    extension TEXT,
-    search TEXT NOT NULL                -- label and description, folded
-"""
 IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
     AND instr(substr(path, 7), x'2f') = 0"""  # files directly in media/
 SCHEMA = f"""
@@ -3559,10 +3542,11 @@ CREATE TABLE file (                 -- where content lies
     PRIMARY KEY (root, path)
 ) WITHOUT ROWID;
 CREATE INDEX file_by_content ON file (sha256, root, path);
-CREATE INDEX file_of_media ON file (added, path)
-    WHERE {IN_MEDIA};
+CREATE INDEX file_of_media ON file (added, path) WHERE {IN_MEDIA};
 CREATE INDEX asset_without_thumbnail ON asset (sha256) WHERE thumbnail IS NULL;
+"""
 
+ACCOUNTS_SCHEMA = """
 CREATE TABLE user (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- an id is never used again: tokens carry it
     email TEXT NOT NULL,            -- as given
@@ -3574,8 +3558,7 @@ CREATE TABLE user (
     password TEXT NOT NULL,         -- scrypt$n$r$p$salt$hash
     permissions TEXT NOT NULL DEFAULT '',  -- words that the owner granted
     is_active INTEGER NOT NULL DEFAULT 1,
-    created_at REAL NOT NULL,       -- Unix seconds, as all times
-    tokens_from INTEGER NOT NULL DEFAULT 0  -- older ones are refused
+    created_at REAL NOT NULL        -- Unix seconds, as all times
 );
 
 CREATE TABLE session (              -- a login and the refresh tokens that followed from it
@@ -3583,11 +3566,7 @@ CREATE TABLE session (              -- a login and the refresh tokens that follo
     user_id INTEGER NOT NULL REFERENCES user,
     jti TEXT NOT NULL,              -- of its one refresh token that is not spent
     rotated_at REAL NOT NULL,       -- when the one before was spent
-    expires_at REAL NOT NULL,
-    previous_jti TEXT,              -- spent for the good one at rotated_at
-    created_at REAL,
-    address TEXT NOT NULL DEFAULT '',  -- of the login
-    user_agent TEXT NOT NULL DEFAULT ''  -- its beginning
+    expires_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX session_of_user ON session (user_id, expires_at);
 CREATE INDEX session_by_expiry ON session (expires_at);
@@ -3627,16 +3606,33 @@ CREATE TABLE media (
     folded TEXT NOT NULL,
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
-    is_deleted INTEGER NOT NULL DEFAULT 0,
-    sha256 TEXT                     -- of the library's picture that is shown without a file
+    is_deleted INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX media_by_time ON media (user_id, is_deleted, created_at, id);
 CREATE INDEX media_by_type ON media (user_id, is_deleted, type, created_at, id);
 CREATE INDEX media_by_name ON media (user_id, is_deleted, name, id);
 CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
 CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
-CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
 
+ENTITY_STATE = """
+    version INTEGER NOT NULL,           -- from 1
+    transaction_id INTEGER NOT NULL,    -- of the write that made it
+    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
+    label TEXT,
+    description TEXT,
+    parent_id INTEGER,                  -- the collection it is in
+    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
+    added REAL NOT NULL,                -- Unix seconds: of version 1
+    updated REAL NOT NULL,              -- and of this one
+    path TEXT,                          -- of its content in the entities folder
+    sha256 TEXT REFERENCES asset,       -- null: a collection
+    kind TEXT,                          -- these three are the asset's, for the indexes
+    mime_type TEXT,
+    extension TEXT,
+    search TEXT NOT NULL                -- label and description, folded
+"""
+ENTITY_SCHEMA = f"""
 CREATE TABLE entity (                   -- the current version of each
     id INTEGER PRIMARY KEY AUTOINCREMENT, {ENTITY_STATE});
 CREATE UNIQUE INDEX entity_by_content ON entity (sha256);
@@ -3652,13 +3648,45 @@ CREATE TABLE entity_version (           -- every version, the current one too
 ) WITHOUT ROWID;
 CREATE INDEX entity_version_by_id ON entity_version (id, version);
 CREATE INDEX entity_version_by_path ON entity_version (path, id);
+"""
 
+SESSIONS_SCHEMA = """
+ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
+ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
+ALTER TABLE session ADD COLUMN created_at REAL;
+ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
+ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
+UPDATE session SET created_at = rotated_at;
+"""
+
+# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
+# begins anywhere, so that the index after a damaged one does not pass for it.
+LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
+    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
+    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
+    for number, change in enumerate(
+        (
+            "INSERT ON file WHEN new.root = 'library'",
+            "DELETE ON file WHEN old.root = 'library'",
+            "UPDATE ON file WHEN new.root = 'library'",
+            "UPDATE OF kind, mime_type, created, created_source ON asset",
+        )
+    )
+)
+
+TOKENS_SCHEMA = """
 CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
-    id TEXT PRIMARY KEY,    -- the token's jti, or the signature of a view cookie that was ended
+    id TEXT PRIMARY KEY,    -- the token's jti
     used INTEGER NOT NULL,  -- requests that succeeded, and those under way
     expires_at REAL NOT NULL
 ) WITHOUT ROWID;
+"""
 
+STORED_MEDIA_SCHEMA = """
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
+
+UPLOADS_SCHEMA = """
 CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
     id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
     owner TEXT NOT NULL,            -- who may go on with it, and in whose number it counts
@@ -3673,7 +3701,9 @@ CREATE TABLE upload (               -- one that may be resumed, or has been comp
 ) WITHOUT ROWID;
 CREATE INDEX upload_by_expiry ON upload (expires_at);
 CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
+"""
 
+SHARES_SCHEMA = """
 CREATE TABLE share (
     id TEXT PRIMARY KEY,    -- random; who knows it may see what is shared
     owner INTEGER,          -- user id; null: whoever may write here
@@ -3688,24 +3718,16 @@ CREATE TABLE share (
     expires_at REAL         -- null: never
 ) WITHOUT ROWID;
 """
-# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
-# begins anywhere, so that the index after a damaged one does not pass for it.
-SCHEMA += "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
-    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
-    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
-    for number, change in enumerate(
-        (
-            "INSERT ON file WHEN new.root = 'library'",
-            "DELETE ON file WHEN old.root = 'library'",
-            "UPDATE ON file WHEN new.root = 'library'",
-            "UPDATE OF kind, mime_type, created, created_source ON asset",
-        )
-    )
-)
 
-INDEX_VERSION = 10
-# By user_version: what an index of that is brought to, and how. There were no releases before.
-MIGRATIONS = {0: (INDEX_VERSION, SCHEMA)}
+ALBUMS_SCHEMA = """
+ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
+"""
+
+# number n brings an index from user_version n to n + 1
+MIGRATIONS = (
+    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
+)  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -5383,13 +5405,12 @@ def migrated(index: Index) -> Index:
     if tables and "asset" not in tables:
         problem = f"{index.path} is another program's database: it has the table {min(tables)!r}"
         raise SettingError("DATABASE_URL", problem)
-    if version not in {INDEX_VERSION, *MIGRATIONS}:
+    if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
     examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
-    while version in MIGRATIONS:
-        version, script = MIGRATIONS[version]
-        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {version}; COMMIT;")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
 
@@ -19215,7 +19236,7 @@ def index_to_read(settings: Settings) -> contextlib.closing[Index]:
     if not settings.database_url.exists():
         raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
     index = Index(settings.database_url, query_only=True)
-    if index.value("PRAGMA user_version") != INDEX_VERSION:
+    if index.value("PRAGMA user_version") != len(MIGRATIONS):
         index.close()
         raise Refusal("another version of mediaserver made the index: start this one once")
     return contextlib.closing(index)

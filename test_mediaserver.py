@@ -3263,8 +3263,54 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
     assert "SEARCH asset USING PRIMARY KEY" in found
 
 
+@pytest.mark.parametrize("version", range(3, len(ms.MIGRATIONS) + 1))
+def test_an_index_of_an_earlier_program_is_upgraded_with_everything_in_it(tmp_path, version):
+    """From the third step on there were programs that people ran."""
+    path, sha = tmp_path / "index", "0" * 64
+    rows = {
+        "asset": {"sha256": sha, "size": 9, "kind": "image", "mime_type": "image/png",
+                  "extension": "png", "orientation": 1, "md5": "5" * 32},
+        "file": {"root": "entities", "path": b"a.png", "sha256": sha, "size": 9, "mtime_ns": 1,
+                 "ctime": 1.0, "added": 1.0},
+        "user": {"id": 7, "email": "A@x.org", "email_key": "a@x.org", "username": "ann",
+                 "first_name": "A", "last_name": "B", "password": "hash", "created_at": 2.0,
+                 "permissions": ms.READ_PERMISSION},
+        "session": {"id": "s", "user_id": 7, "jti": "j", "rotated_at": 3.0, "expires_at": 9e9,
+                    **({"created_at": 3.0} if version > 3 else {})},
+        "media": {"id": "m", "user_id": 7, "name": "mine", "type": "image", "folded": "mine",
+                  "created_at": 4.0, "updated_at": 4.0},
+        "entity": (entity := {
+            "id": 5, "version": 1, "transaction_id": 1, "is_collection": 0, "label": "sea",
+            "is_deleted": 0, "added": 5.0, "updated": 5.0, "path": "a.png", "sha256": sha,
+            "kind": "image", "mime_type": "image/png", "extension": "png", "search": "sea",
+        }),
+        "entity_version": entity,
+    }  # fmt: skip
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for step in ms.MIGRATIONS[:version]:
+            db.executescript(step)
+        db.execute(f"PRAGMA user_version = {version}")
+        for table, row in rows.items():
+            marks = ", ".join("?" * len(row))
+            db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", [*row.values()])
+    with contextlib.closing(ms.open_index(path)) as index:
+        assert index.value("PRAGMA user_version") == len(ms.MIGRATIONS)
+        assert index.users.find("ann") == ms.User(
+            7, "A@x.org", "ann", None, "A", "B", "hash", ms.READ_PERMISSION, True
+        )
+        (session,) = index.sessions.of_user(7, 10.0)
+        assert (session.id, session.jti, session.created_at) == ("s", "j", 3.0)
+        assert index.media.get(7, "m").name == "mine"
+        (found,) = index.entities.versions(5)
+        assert found == index.entities.get(5)
+        assert (found.label, found.asset.facts.kind, found.asset.md5) == ("sea", "image", "5" * 32)
+        assert index.files.get("entities", "a.png")[0].sha256 == sha
+        assert index.files.library_version()
+    assert not [*tmp_path.glob("*damaged*")]
+
+
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -3364,7 +3410,7 @@ def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
     spare = ms.SpareSpace(tmp_path / "index")
     spare.hold()
-    assert (spare.is_missed, [*tmp_path.iterdir()]) == (True, [])
+    assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
 
 
 def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
