@@ -17223,7 +17223,7 @@ GALLERY_MARKUP = """<!doctype html>
   <div id="empty" hidden></div>
 </main>
 <footer><a href="docs" data-t="docs">docs</a></footer>
-<div id="scrubber" aria-hidden="true" hidden><b></b></div>
+<div id="scrubber" aria-hidden="true" hidden><div></div><i></i><b></b></div>
 <section id="picked" data-label="selection" hidden></section>
 <section id="uploads" data-label="uploads" hidden></section>
 <dialog id="viewer" data-label="viewer"></dialog>
@@ -17351,11 +17351,12 @@ footer a { color: var(--soft) }
 }
 #scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
 #scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
-#scrubber i { background: var(--accent); translate: 0 -50%; pointer-events: none }
+#scrubber i { background: var(--accent) }
+#scrubber > :not(div) { top: var(--at); translate: 0 -50%; pointer-events: none }
 #scrubber b {
   position: absolute; right: 2.2rem; padding: .25rem .8rem; border-radius: 1rem; font-weight: 600;
-  background: var(--accent); color: var(--on-accent); white-space: nowrap; translate: 0 -50%;
-  opacity: 0; pointer-events: none; font-size: .85rem;
+  background: var(--accent); color: var(--on-accent); white-space: nowrap; opacity: 0;
+  font-size: .85rem;
 }
 #scrubber.held b { opacity: 1 }
 
@@ -17745,7 +17746,8 @@ function choice(changes, properties, ...children) {
 const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE,
   LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
-const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
+const NO_LIST = {name: "mediaserver", groups: [], folders: [], cameras: [], albums: [], path: [],
+  read_only: true};
 let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
@@ -17898,17 +17900,6 @@ function place() {
   $("grid").style.height = `${total}px`;
 }
 
-// The group at this height of the list.
-function groupAt(top) {
-  let low = 0, high = groups.length - 1;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (groups[middle].top <= top) low = middle;
-    else high = middle - 1;
-  }
-  return low;
-}
-
 // -- Drawing: only what is in view is in the document ------------------------------------
 
 const tiles = new Map();  // elements by group's key and place in it
@@ -17933,10 +17924,9 @@ function drawNow() {
   settling = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
   lastWanted = null;
-  let number = groupAt(from);
-  while (number && groups[number - 1].top === groups[number].top) number--;
-  for (; number < groups.length && groups[number].top < to; number++) {
-    drawGroup(groups[number], from, to, fast, wanted);
+  for (const group of groups) {
+    const isInView = group.top < to && group.top + group.height > from;
+    if (isInView) drawGroup(group, from, to, fast, wanted);
   }
   for (const [key, element] of tiles) {
     if (wanted.has(key) || element.contains(document.activeElement)) continue;
@@ -18064,8 +18054,8 @@ function reveal(group, place) {
   const row = rowOf(group, place);
   if (!row) return;
   const top = $("grid").offsetTop + group.top + row[2];
-  const bar = $("bar").offsetHeight + 8;
-  if (top < window.scrollY + bar) window.scrollTo(0, top - bar - HEAD);
+  const covered = $("bar").offsetHeight + 8;
+  if (top < window.scrollY + covered) window.scrollTo(0, top - covered - HEAD);
   else if (top + row[3] > window.scrollY + window.innerHeight) {
     window.scrollTo(0, top + row[3] - window.innerHeight + 24);
   }
@@ -18323,13 +18313,9 @@ function showEmpty(symbol, title, how, action = "") {
 }
 
 function showLocked() {
-  [groups, list] = [[], NO_LIST];
-  $("cards").hidden = $("places").hidden = true;
   listTag = "";
-  clearTiles();
-  $("grid").style.height = 0;
-  $("scrubber").hidden = true;
   say("state", "");
+  takeList(NO_LIST);
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
@@ -18352,10 +18338,9 @@ $("albums").onclick = () => choose({...NOTHING, album: album() === "all" ? "" : 
 
 // -- The scrubber: years along the right edge --------------------------------------------
 
-const handle = h("i");
+const bar = $("scrubber");
 
 function drawScrubber() {
-  const bar = $("scrubber");
   bar.hidden = total < 3 * window.innerHeight || byName();
   if (bar.hidden) return;
   const marks = [];
@@ -18368,36 +18353,31 @@ function drawScrubber() {
     marks.push(h("span", {}, year));
     marks.at(-1).style.top = `${top}px`;
   }
-  bar.replaceChildren(...marks, handle, bar.querySelector("b") || h("b"));
+  bar.firstChild.replaceChildren(...marks);
   moveHandle();
 }
 
 function moveHandle() {
-  const bar = $("scrubber");
   if (bar.hidden) return;
   const scrolled = Math.max(0, window.scrollY - $("grid").offsetTop);
-  const top = scrolled / total * bar.clientHeight;
-  const bubble = bar.querySelector("b");
-  handle.style.top = bubble.style.top = `${top}px`;
-  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)].key);
+  bar.style.setProperty("--at", `${100 * scrolled / total}%`);
+  if (!bar.classList.contains("held")) return;
+  bar.lastChild.textContent = titleOf(groups.findLast((group) => group.top <= scrolled).key);
 }
 
 function scrub(event) {
-  const box = $("scrubber").getBoundingClientRect();
+  const box = bar.getBoundingClientRect();
   const share = Math.max(0, Math.min(1, (event.clientY - box.top) / box.height));
   window.scrollTo({top: $("grid").offsetTop + share * total - 1, behavior: "instant"});
 }
 
-$("scrubber").onpointerdown = (event) => {
-  $("scrubber").setPointerCapture(event.pointerId);
-  $("scrubber").classList.add("held");
-  $("scrubber").onpointermove = scrub;
+bar.onpointerdown = (event) => {
+  bar.setPointerCapture(event.pointerId);
+  bar.classList.add("held");
   scrub(event);
 };
-$("scrubber").onlostpointercapture = () => {
-  $("scrubber").onpointermove = null;
-  $("scrubber").classList.remove("held");
-};
+bar.onpointermove = (event) => bar.classList.contains("held") && scrub(event);
+bar.onlostpointercapture = () => bar.classList.remove("held");
 
 // -- Selecting ---------------------------------------------------------------------------
 
@@ -18428,7 +18408,7 @@ function drawPicked() {
     button("down", "download", () => downloadAll(items), true),
     list.read_only || album() === "trash" ? ""
       : button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
-    ...ways(items), button("close", "clear", clearPicks));
+    ...removeButtons(items), button("close", "clear", clearPicks));
 }
 
 function clearPicks() {
@@ -18453,7 +18433,7 @@ function holdToPick(link, pick) {
 }
 
 // The buttons that bring items back or take them away.
-function ways(items) {
+function removeButtons(items) {
   if (!items.every(removal)) return [];
   const label = isCollection() ? "takeOut" : "remove";
   return [
@@ -18583,7 +18563,7 @@ function drawView(item) {
     button("link", "copy", () => copy(location.href)),
     shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
-    ...ways([item]),
+    ...removeButtons([item]),
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));

@@ -14745,6 +14745,12 @@ def test_a_large_album_has_only_what_is_in_view_in_its_document(browser, start, 
     browser.run("window.scrollTo(0, 1e9)")
     browser.see("document.querySelector(\"[aria-label$=', 0.png']\")")
     assert browser.run("return document.querySelectorAll('.tile').length") < 200
+    assert browser.run("return document.querySelectorAll('#scrubber span').length") > 4
+    box = browser.run("return document.querySelector('#scrubber').getBoundingClientRect()")
+    x, middle = int(box["x"]) + 20, int(box["y"] + box["height"] / 2)
+    browser.touch([(x, middle + 100), (x, middle)])
+    share = "window.scrollY / (document.documentElement.scrollHeight - window.innerHeight)"
+    assert 0.4 < browser.run(f"return {share}") < 0.6
 
 
 @contextlib.contextmanager
