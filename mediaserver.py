@@ -18685,7 +18685,7 @@ async function copy(url) {
 
 $("viewer").addEventListener("cancel", instead(closeShown));
 document.addEventListener("keydown", (event) => {
-  const elsewhere = !shown || event.target.matches("video, audio");
+  const elsewhere = !shown || event.target.matches("video, audio, #login *");
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,

@@ -14613,6 +14613,24 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     assert user.call("GET", "/shares")[1] == []
 
 
+def test_what_is_typed_into_a_form_is_no_command_for_the_viewer_behind_it(browser, server):
+    server.upload(content := png())
+    browser.open(server.url + "/gallery")
+    sign_in(browser, OWNER_KEY)
+    browser.see("list.can_write")
+    browser.click(f"[data-sha='{sha256(content)}'] a")
+    browser.click("#viewer [title=Share]")
+    browser.see("document.querySelector('#login [name=linkTitle]')")
+    browser.run("document.querySelector('#login [name=linkTitle]').select()")
+    for key in "sif":
+        browser.press(key)
+    typed = "document.querySelector('#login [name=linkTitle]').value"
+    assert browser.run(f"return {typed}") == "sif"
+    assert not browser.run("return document.querySelector('#facts') || slideshow")
+    browser.click("#login .row button")
+    assert browser.run("return document.querySelector('#viewer').open")
+
+
 def test_the_page_of_a_server_that_only_reads_offers_no_changes(browser, start, tmp_path):
     with start() as writer:
         writer.scanned()
