@@ -15009,13 +15009,14 @@ SHARE_TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "lang": "en", "pictures": "Pictures", "password": "Password", "open": "Open", "add": "Add",
         "file": "Picture or video", "left": "{} files of other types are left out.",
+        "more": "There are more: these are the first {}.",
         "wrong": "That is not the link's password.",
     },
     "de": {
         "lang": "de", "pictures": "Bilder", "password": "Passwort", "open": "Öffnen",
         "add": "Hinzufügen", "file": "Bild oder Video",
         "left": "{} Dateien anderer Art werden nicht gezeigt.",
-        "wrong": "Das ist nicht das Passwort.",
+        "more": "Es gibt mehr: das sind die ersten {}.", "wrong": "Das ist nicht das Passwort.",
     },
 }  # fmt: skip
 SHARE_PAGE = """<!doctype html>
@@ -15203,17 +15204,21 @@ def open_share(app: App, request: Request, token: str) -> Response:
     if for_browser and not has_password(app, request, share):
         return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
     need_share_password(app, request, share)
-    found = shared_files(app, share, limit=MAX_SHARED)
-    files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
-    left = len(found) - len(files)
+    found = shared_files(app, share, limit=MAX_SHARED + 1)
+    has_more = len(found) > MAX_SHARED
+    shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
+    files = [shared_json(app, request, share, *each) for each in shown]
+    left = len(found) - has_more - len(files)
     if for_browser:
         url = request.reference(f"/s/{share.id}/upload")
         form = ADD_FORM.format(**texts, url=url) if share.takes else ""
-        note = f"<p>{texts['left'].format(left)}</p>" if left else ""
-        return share_page(share, texts, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
+        notes = f"<p>{texts['left'].format(left)}</p>" if left else ""
+        notes += f"<p>{texts['more'].format(MAX_SHARED)}</p>" if has_more else ""
+        tiles = "".join(map(shared_html, files))
+        return share_page(share, texts, f"{form}<ul>{tiles}</ul>{notes}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
-    return json_response(value, headers=[("Vary", "Accept")])
+    return json_response({**value, "has_more": has_more}, headers=[("Vary", "Accept")])
 
 
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
@@ -16028,7 +16033,7 @@ OBJECTS: Mapping[str, str] = {
     "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
-    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
+    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer has_more:boolean",
     "SharedFile": "name type size:integer? url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
@@ -17264,7 +17269,6 @@ button, .button {
   color: inherit; font-weight: 550; text-decoration: none; white-space: nowrap;
 }
 button:hover, .button:hover { background: var(--tile) }
-button:disabled { opacity: .5; cursor: default }
 .main, .main:hover { background: var(--accent); color: var(--on-accent); padding: .4rem 1.1rem }
 .main:hover { filter: brightness(1.08) }
 svg { width: 1.25rem; height: 1.25rem; flex: none; fill: none; stroke: currentColor }

@@ -12246,6 +12246,17 @@ def test_links_are_listed_ended_and_end_by_themselves(wedding):
     assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
 
 
+def test_a_link_to_more_than_it_lists_says_so(start):
+    running = start(constants={"MAX_SHARED": 2})
+    fill(running.storage, {f"a/{name}.png": png() for name in "123"})
+    running.rescan()
+    made = share(running, kind="folder", target="a")
+    listed = running.get(local(made["url"])).json
+    assert (len(listed["files"]), listed["has_more"], listed["left_out"]) == (2, True, 0)
+    page = running.get(local(made["url"]), accept="text/html").body.decode()
+    assert "these are the first 2." in page and page.count("<li>") == 2
+
+
 def test_an_ended_link_is_not_answered_from_memory(server):
     server.upload(content := png_of(700))
     made = share(server, kind="file", target=sha256(content))
