@@ -12740,6 +12740,18 @@ def test_a_link_to_more_than_it_lists_says_so(start):
     assert "these are the first 2." in page and page.count("<li>") == 2
 
 
+@pytest.mark.parametrize("filename", ["..", " ", "a/", "\\"])
+def test_what_is_uploaded_under_no_name_is_named_file(server, filename):
+    user = User(server)
+    status, record = user.upload(png(), filename)
+    assert (status, record["storage_path"].rpartition("/")[2]) == (201, "file")
+    shelf = user.call("POST", SHELVES, {"name": "s"})[1]["id"]
+    link = share(server, user.headers, kind="collection", target=shelf, upload=True)
+    path = f"{local(link['url'])}/upload"
+    added = server.send_file("POST", path, png(), filename, {})
+    assert (added.status, added.json["name"][:4]) == (201, "file")
+
+
 def test_an_ended_link_is_not_answered_from_memory(server):
     server.upload(content := png_of(700))
     made = share(server, kind="file", target=sha256(content))
