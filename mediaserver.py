@@ -6360,9 +6360,9 @@ def is_remote(device: int) -> bool:
 def safe_name(name: str) -> str:
     """Return a file name as it was given, less what file systems or people trip over.
 
-    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
+    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif", ".."
     >>> [safe_name(name) for name in names]
-    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
+    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif', 'file']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = re.sub("[\0-\x1f\x7f-\x9f\ud800-\udfff]", "", name)  # controls, lone surrogates
@@ -6371,7 +6371,7 @@ def safe_name(name: str) -> str:
         name = f"file.{name}"  # it was nothing but an extension
     if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
-    return fit_name(name)
+    return fit_name(name or "file")
 
 
 def fit_name(name: str, suffix: str = "") -> str:
@@ -14782,13 +14782,14 @@ SHARE_TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "lang": "en", "pictures": "Pictures", "password": "Password", "open": "Open", "add": "Add",
         "file": "Picture or video", "left": "{} files of other types are left out.",
+        "more": "There are more: these are the first {}.",
         "wrong": "That is not the link's password.",
     },
     "de": {
         "lang": "de", "pictures": "Bilder", "password": "Passwort", "open": "Öffnen",
         "add": "Hinzufügen", "file": "Bild oder Video",
         "left": "{} Dateien anderer Art werden nicht gezeigt.",
-        "wrong": "Das ist nicht das Passwort.",
+        "more": "Es gibt mehr: das sind die ersten {}.", "wrong": "Das ist nicht das Passwort.",
     },
 }  # fmt: skip
 SHARE_PAGE = """<!doctype html>
@@ -14966,17 +14967,21 @@ def open_share(app: App, request: Request, token: str) -> Response:
     if for_browser and not has_password(app, request, share):
         return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
     need_share_password(app, request, share)
-    found = shared_files(app, share, limit=MAX_SHARED)
-    files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
-    left = len(found) - len(files)
+    found = shared_files(app, share, limit=MAX_SHARED + 1)
+    has_more = len(found) > MAX_SHARED
+    shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
+    files = [shared_json(app, request, share, *each) for each in shown]
+    left = len(found) - has_more - len(files)
     if for_browser:
         url = request.reference(f"/s/{share.id}/upload")
         form = ADD_FORM.format(**texts, url=url) if share.takes else ""
-        note = f"<p>{texts['left'].format(left)}</p>" if left else ""
-        return share_page(share, texts, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
+        notes = f"<p>{texts['left'].format(left)}</p>" if left else ""
+        notes += f"<p>{texts['more'].format(MAX_SHARED)}</p>" if has_more else ""
+        tiles = "".join(map(shared_html, files))
+        return share_page(share, texts, f"{form}<ul>{tiles}</ul>{notes}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
-    return json_response(value, headers=[("Vary", "Accept")])
+    return json_response({**value, "has_more": has_more}, headers=[("Vary", "Accept")])
 
 
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
@@ -15801,7 +15806,7 @@ OBJECTS: Mapping[str, str] = {
     "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
-    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
+    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer has_more:boolean",
     "SharedFile": "name type size:integer? url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
@@ -16832,8 +16837,7 @@ def portable_name(name: str) -> str:
     >>> portable_name("C:a. "), portable_name("..")
     ('C_a', 'file')
     """
-    name = safe_name(DRIVE.sub(r"\1_", name.translate(BIDI_CONTROLS)))
-    return name.rstrip(". ") or "file"
+    return safe_name(DRIVE.sub(r"\1_", name.translate(BIDI_CONTROLS))).rstrip(". ")
 
 
 def name_in_zip(item: Shown, facts: Facts | None) -> str:
@@ -17017,7 +17021,7 @@ GALLERY_MARKUP = """<!doctype html>
   <div id="empty" hidden></div>
 </main>
 <footer><a href="docs" data-t="docs">docs</a></footer>
-<div id="scrubber" aria-hidden="true" hidden><b></b></div>
+<div id="scrubber" aria-hidden="true" hidden><div></div><i></i><b></b></div>
 <section id="picked" data-label="selection" hidden></section>
 <section id="uploads" data-label="uploads" hidden></section>
 <dialog id="viewer" data-label="viewer"></dialog>
@@ -17058,7 +17062,6 @@ button, .button {
   color: inherit; font-weight: 550; text-decoration: none; white-space: nowrap;
 }
 button:hover, .button:hover { background: var(--tile) }
-button:disabled { opacity: .5; cursor: default }
 .main, .main:hover { background: var(--accent); color: var(--on-accent); padding: .4rem 1.1rem }
 .main:hover { filter: brightness(1.08) }
 svg { width: 1.25rem; height: 1.25rem; flex: none; fill: none; stroke: currentColor }
@@ -17145,11 +17148,12 @@ footer a { color: var(--soft) }
 }
 #scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
 #scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
-#scrubber i { background: var(--accent); translate: 0 -50%; pointer-events: none }
+#scrubber i { background: var(--accent) }
+#scrubber > :not(div) { top: var(--at); translate: 0 -50%; pointer-events: none }
 #scrubber b {
   position: absolute; right: 2.2rem; padding: .25rem .8rem; border-radius: 1rem; font-weight: 600;
-  background: var(--accent); color: var(--on-accent); white-space: nowrap; translate: 0 -50%;
-  opacity: 0; pointer-events: none; font-size: .85rem;
+  background: var(--accent); color: var(--on-accent); white-space: nowrap; opacity: 0;
+  font-size: .85rem;
 }
 #scrubber.held b { opacity: 1 }
 
@@ -17539,7 +17543,8 @@ function choice(changes, properties, ...children) {
 const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE,
   LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
-const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
+const NO_LIST = {name: "mediaserver", groups: [], folders: [], cameras: [], albums: [], path: [],
+  read_only: true};
 let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
@@ -17692,17 +17697,6 @@ function place() {
   $("grid").style.height = `${total}px`;
 }
 
-// The group at this height of the list.
-function groupAt(top) {
-  let low = 0, high = groups.length - 1;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (groups[middle].top <= top) low = middle;
-    else high = middle - 1;
-  }
-  return low;
-}
-
 // -- Drawing: only what is in view is in the document ------------------------------------
 
 const tiles = new Map();  // elements by group's key and place in it
@@ -17727,10 +17721,9 @@ function drawNow() {
   settling = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
   lastWanted = null;
-  let number = groupAt(from);
-  while (number && groups[number - 1].top === groups[number].top) number--;
-  for (; number < groups.length && groups[number].top < to; number++) {
-    drawGroup(groups[number], from, to, fast, wanted);
+  for (const group of groups) {
+    const isInView = group.top < to && group.top + group.height > from;
+    if (isInView) drawGroup(group, from, to, fast, wanted);
   }
   for (const [key, element] of tiles) {
     if (wanted.has(key) || element.contains(document.activeElement)) continue;
@@ -17858,8 +17851,8 @@ function reveal(group, place) {
   const row = rowOf(group, place);
   if (!row) return;
   const top = $("grid").offsetTop + group.top + row[2];
-  const bar = $("bar").offsetHeight + 8;
-  if (top < window.scrollY + bar) window.scrollTo(0, top - bar - HEAD);
+  const covered = $("bar").offsetHeight + 8;
+  if (top < window.scrollY + covered) window.scrollTo(0, top - covered - HEAD);
   else if (top + row[3] > window.scrollY + window.innerHeight) {
     window.scrollTo(0, top + row[3] - window.innerHeight + 24);
   }
@@ -18117,13 +18110,9 @@ function showEmpty(symbol, title, how, action = "") {
 }
 
 function showLocked() {
-  [groups, list] = [[], NO_LIST];
-  $("cards").hidden = $("places").hidden = true;
   listTag = "";
-  clearTiles();
-  $("grid").style.height = 0;
-  $("scrubber").hidden = true;
   say("state", "");
+  takeList(NO_LIST);
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
@@ -18146,10 +18135,9 @@ $("albums").onclick = () => choose({...NOTHING, album: album() === "all" ? "" : 
 
 // -- The scrubber: years along the right edge --------------------------------------------
 
-const handle = h("i");
+const bar = $("scrubber");
 
 function drawScrubber() {
-  const bar = $("scrubber");
   bar.hidden = total < 3 * window.innerHeight || byName();
   if (bar.hidden) return;
   const marks = [];
@@ -18162,36 +18150,31 @@ function drawScrubber() {
     marks.push(h("span", {}, year));
     marks.at(-1).style.top = `${top}px`;
   }
-  bar.replaceChildren(...marks, handle, bar.querySelector("b") || h("b"));
+  bar.firstChild.replaceChildren(...marks);
   moveHandle();
 }
 
 function moveHandle() {
-  const bar = $("scrubber");
   if (bar.hidden) return;
   const scrolled = Math.max(0, window.scrollY - $("grid").offsetTop);
-  const top = scrolled / total * bar.clientHeight;
-  const bubble = bar.querySelector("b");
-  handle.style.top = bubble.style.top = `${top}px`;
-  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)].key);
+  bar.style.setProperty("--at", `${100 * scrolled / total}%`);
+  if (!bar.classList.contains("held")) return;
+  bar.lastChild.textContent = titleOf(groups.findLast((group) => group.top <= scrolled).key);
 }
 
 function scrub(event) {
-  const box = $("scrubber").getBoundingClientRect();
+  const box = bar.getBoundingClientRect();
   const share = Math.max(0, Math.min(1, (event.clientY - box.top) / box.height));
   window.scrollTo({top: $("grid").offsetTop + share * total - 1, behavior: "instant"});
 }
 
-$("scrubber").onpointerdown = (event) => {
-  $("scrubber").setPointerCapture(event.pointerId);
-  $("scrubber").classList.add("held");
-  $("scrubber").onpointermove = scrub;
+bar.onpointerdown = (event) => {
+  bar.setPointerCapture(event.pointerId);
+  bar.classList.add("held");
   scrub(event);
 };
-$("scrubber").onlostpointercapture = () => {
-  $("scrubber").onpointermove = null;
-  $("scrubber").classList.remove("held");
-};
+bar.onpointermove = (event) => bar.classList.contains("held") && scrub(event);
+bar.onlostpointercapture = () => bar.classList.remove("held");
 
 // -- Selecting ---------------------------------------------------------------------------
 
@@ -18222,7 +18205,7 @@ function drawPicked() {
     button("down", "download", () => downloadAll(items), true),
     list.read_only || album() === "trash" ? ""
       : button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
-    ...ways(items), button("close", "clear", clearPicks));
+    ...removeButtons(items), button("close", "clear", clearPicks));
 }
 
 function clearPicks() {
@@ -18247,7 +18230,7 @@ function holdToPick(link, pick) {
 }
 
 // The buttons that bring items back or take them away.
-function ways(items) {
+function removeButtons(items) {
   if (!items.every(removal)) return [];
   const label = isCollection() ? "takeOut" : "remove";
   return [
@@ -18377,7 +18360,7 @@ function drawView(item) {
     button("link", "copy", () => copy(location.href)),
     shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
-    ...ways([item]),
+    ...removeButtons([item]),
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -18499,7 +18482,7 @@ async function copy(url) {
 
 $("viewer").addEventListener("cancel", instead(closeShown));
 document.addEventListener("keydown", (event) => {
-  const elsewhere = !shown || event.target.matches("video, audio");
+  const elsewhere = !shown || event.target.matches("video, audio, #login *");
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,

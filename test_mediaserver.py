@@ -12786,6 +12786,29 @@ def test_links_are_listed_ended_and_end_by_themselves(wedding):
     assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
 
 
+def test_a_link_to_more_than_it_lists_says_so(start):
+    running = start(constants={"MAX_SHARED": 2})
+    fill(running.storage, {f"a/{name}.png": png() for name in "123"})
+    running.rescan()
+    made = share(running, kind="folder", target="a")
+    listed = running.get(local(made["url"])).json
+    assert (len(listed["files"]), listed["has_more"], listed["left_out"]) == (2, True, 0)
+    page = running.get(local(made["url"]), accept="text/html").body.decode()
+    assert "these are the first 2." in page and page.count("<li>") == 2
+
+
+@pytest.mark.parametrize("filename", ["..", " ", "a/", "a\\ "])
+def test_what_is_uploaded_under_no_name_is_named_file(server, filename):
+    user = User(server)
+    status, record = user.upload(png(), filename)
+    assert (status, record["storage_path"].rpartition("/")[2]) == (201, "file")
+    shelf = user.call("POST", SHELVES, {"name": "s"})[1]["id"]
+    link = share(server, user.headers, kind="collection", target=shelf, upload=True)
+    path = f"{local(link['url'])}/upload"
+    added = server.send_file("POST", path, png(), filename, {})
+    assert (added.status, added.json["name"][:4]) == (201, "file")
+
+
 def test_an_ended_link_is_not_answered_from_memory(server):
     server.upload(content := png_of(700))
     made = share(server, kind="file", target=sha256(content))
@@ -15260,6 +15283,24 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     assert user.call("GET", "/shares")[1] == []
 
 
+def test_what_is_typed_into_a_form_is_no_command_for_the_viewer_behind_it(browser, server):
+    server.upload(content := png())
+    browser.open(server.url + "/gallery")
+    sign_in(browser, OWNER_KEY)
+    browser.see("list.can_write")
+    browser.click(f"[data-sha='{sha256(content)}'] a")
+    browser.click("#viewer [title=Share]")
+    browser.see("document.querySelector('#login [name=linkTitle]')")
+    browser.run("document.querySelector('#login [name=linkTitle]').select()")
+    for key in "sif":
+        browser.press(key)
+    typed = "document.querySelector('#login [name=linkTitle]').value"
+    assert browser.run(f"return {typed}") == "sif"
+    assert not browser.run("return document.querySelector('#facts') || slideshow")
+    browser.click("#login .row button")
+    assert browser.run("return document.querySelector('#viewer').open")
+
+
 def test_the_page_of_a_server_that_only_reads_offers_no_changes(browser, start, tmp_path):
     with start() as writer:
         writer.scanned()
@@ -15392,6 +15433,12 @@ def test_a_large_album_has_only_what_is_in_view_in_its_document(browser, start, 
     browser.run("window.scrollTo(0, 1e9)")
     browser.see("document.querySelector(\"[aria-label$=', 0.png']\")")
     assert browser.run("return document.querySelectorAll('.tile').length") < 200
+    assert browser.run("return document.querySelectorAll('#scrubber span').length") > 4
+    box = browser.run("return document.querySelector('#scrubber').getBoundingClientRect()")
+    x, middle = int(box["x"]) + 20, int(box["y"] + box["height"] / 2)
+    browser.touch([(x, middle + 100), (x, middle)])
+    share = "window.scrollY / (document.documentElement.scrollHeight - window.innerHeight)"
+    assert 0.4 < browser.run(f"return {share}") < 0.6
 
 
 @contextlib.contextmanager
