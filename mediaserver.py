@@ -12784,7 +12784,7 @@ class Content(NamedTuple):
     source: bytes | io.FileIO | ObjectReader
     size: int
     mime_type: str
-    sha256: str
+    sha256: str  # empty where it is another one every second
     last_modified: float | None
     cache_control: str
     filename: str = ""  # under which a browser saves it
@@ -12795,18 +12795,15 @@ class Content(NamedTuple):
 
     @property
     def etag(self) -> str:
-        """Return the entity tag, a strong one: the hash (RFC 9110 §8.8.3)."""
-        return f'"{self.sha256}"'
+        """Return the strong entity tag, the quoted hash (RFC 9110 §8.8.3); "" if there is none."""
+        return self.sha256 and f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
         """Return the header fields of an answer with the content."""
-        headers = [
-            ("Content-Type", self.mime_type),
-            ("X-Content-Type-Options", "nosniff"),
-            ("ETag", self.etag),
-            ("Accept-Ranges", "bytes"),
-            ("Cache-Control", self.cache_control),
-        ]
+        headers = [("Content-Type", self.mime_type), ("X-Content-Type-Options", "nosniff")]
+        if self.sha256:
+            headers += [("ETag", self.etag), ("Accept-Ranges", "bytes")]
+        headers.append(("Cache-Control", self.cache_control))
         if self.last_modified is not None:
             headers.append(("Last-Modified", format_date(self.last_modified)))
         if self.vary or self.mime_type == JSON_TYPE:
@@ -14680,7 +14677,7 @@ def get_collection(app: App, request: Request, id: str) -> Response:
         yield "]}"
 
     content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
-    return long_response(request, content._replace(cache_control="private, no-cache"))
+    return long_response(request, content._replace(sha256="", cache_control="no-store"))
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
