@@ -4255,10 +4255,10 @@ class Assets(Table):
         sql = f"DELETE FROM asset WHERE sha256 = ? AND {unused}"
         return db.execute(sql, (sha256,)).rowcount > 0
 
-    def set_thumbnail(self, sha256: str, made: bool) -> None:
-        """Note whether a thumbnail could be made."""
+    def set_thumbnail(self, sha256: str, made: bool) -> bool:
+        """Note whether a thumbnail could be made; return whether the asset is still known."""
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
-        self._change(sql, int(made), sha256, durable=False)
+        return self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
         """Hashes of what is among the private images alone and has a thumbnail."""
@@ -8654,7 +8654,9 @@ class Renditions:
                     return Outcome.FAILED
                 outcome = thumbnails.make(source, file, asset, ahead=ahead)
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+            made = outcome is Outcome.MADE
+            if not self._index.assets.set_thumbnail(asset.sha256, made):  # deleted meanwhile
+                thumbnails.remove(asset.sha256)
         return outcome
 
     def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:

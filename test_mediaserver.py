@@ -4930,6 +4930,20 @@ def test_what_is_written_while_it_is_decoded_gets_no_thumbnail(decoding, monkeyp
     assert decoding.try_thumbnail("a.png") is ms.Outcome.MADE
 
 
+def test_what_is_deleted_while_its_thumbnail_is_made_leaves_none(decoding, monkeypatch):
+    files, thumbnails = decoding.index.files, decoding.thumbnails
+
+    def delete() -> None:
+        (digest, _) = decoding.index.write(lambda db: files.remove(db, "library", "a.png"))
+        thumbnails.remove(digest)
+
+    monkeypatch.setattr(thumbnails, "_may_try", after(thumbnails._may_try, delete))
+    decoding.try_thumbnail("a.png")
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.MADE
+    kept = [path.stem for path in (decoding.path / ".thumbnails").rglob("*.png")]
+    assert kept == [files.get("library", "b.png")[0].sha256]
+
+
 def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     fill(decoding.path, {"broken.png": png()[:60]})
     assert decoding.scanner.scan()
