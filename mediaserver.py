@@ -12422,6 +12422,8 @@ def open_body(
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
+    if "content-range" in headers:  # a part must not be taken for the whole (RFC 9110 §14.5)
+        raise HTTPError(400, "Send the whole body at once; POST /files takes files in parts.")
     if spec.reader is not None:  # an empty body says something, too
         return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))

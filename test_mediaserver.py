@@ -6163,6 +6163,17 @@ def test_a_content_encoding_that_changes_nothing_is_taken(server, coding):
     assert answer.status == 201
 
 
+@pytest.mark.parametrize("path", ["/upload", "/image/part.png"])
+def test_a_part_of_a_file_is_not_stored_as_a_whole_one(server, path):
+    content = png(padding=2000)
+    sent = {**OWNER, "Content-Range": f"bytes 0-{len(content) - 1}/{len(content) + 9}"}
+    answer = server.send_file("PUT", path, content, headers=sent)
+    assert (answer.status, "/files" in answer.json["detail"]) == (400, True)
+    raw = {**sent, "Content-Type": "image/png"}  # as curl -C - -T goes on
+    assert server.request("PUT", path, content, raw).status == 400
+    assert sha256(content) not in server.listed()
+
+
 def test_a_refused_body_is_read_up_to_16_mib(server):
     head, _ = upload_request(b"", "Authorization: Bearer wrong")
     head = re.sub(rb"Content-Length: \d+", b"Content-Length: 5000000000", head)
