@@ -4239,10 +4239,10 @@ class Assets(Table):
         sql = f"DELETE FROM asset WHERE sha256 = ? AND {unused}"
         return db.execute(sql, (sha256,)).rowcount > 0
 
-    def set_thumbnail(self, sha256: str, made: bool) -> None:
-        """Note whether a thumbnail could be made."""
+    def set_thumbnail(self, sha256: str, made: bool) -> bool:
+        """Note whether a thumbnail could be made; return whether the asset is still known."""
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
-        self._change(sql, int(made), sha256, durable=False)
+        return self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
         """Return hashes of what is among the private images alone and has a thumbnail."""
@@ -8558,7 +8558,9 @@ class Renditions:
         if thumbnails.can_make(facts.kind, facts.mime_type):
             outcome = thumbnails.make(self.folders[file.root], file, asset, ahead=ahead)
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+            made = outcome is Outcome.MADE
+            if not self._index.assets.set_thumbnail(asset.sha256, made):  # deleted meanwhile
+                thumbnails.remove(asset.sha256)
         return outcome
 
     def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
@@ -12139,6 +12141,8 @@ def open_body(
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
+    if "content-range" in headers:  # a part must not be taken for the whole (RFC 9110 §14.5)
+        raise HTTPError(400, "Send the whole body at once; POST /files takes files in parts.")
     if spec.reader is not None:  # an empty body says something, too
         return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))
@@ -12513,7 +12517,7 @@ class Content(NamedTuple):
     source: bytes | io.FileIO | ObjectReader
     size: int
     mime_type: str
-    sha256: str
+    sha256: str  # empty where it is another one every second
     last_modified: float | None
     cache_control: str
     filename: str = ""  # under which a browser saves it
@@ -12524,18 +12528,15 @@ class Content(NamedTuple):
 
     @property
     def etag(self) -> str:
-        """Return the entity tag, a strong one: the hash (RFC 9110 §8.8.3)."""
-        return f'"{self.sha256}"'
+        """Return the strong entity tag, the quoted hash (RFC 9110 §8.8.3); "" if there is none."""
+        return self.sha256 and f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
         """Return the header fields of an answer with the content."""
-        headers = [
-            ("Content-Type", self.mime_type),
-            ("X-Content-Type-Options", "nosniff"),
-            ("ETag", self.etag),
-            ("Accept-Ranges", "bytes"),
-            ("Cache-Control", self.cache_control),
-        ]
+        headers = [("Content-Type", self.mime_type), ("X-Content-Type-Options", "nosniff")]
+        if self.sha256:
+            headers += [("ETag", self.etag), ("Accept-Ranges", "bytes")]
+        headers.append(("Cache-Control", self.cache_control))
         if self.last_modified is not None:
             headers.append(("Last-Modified", format_date(self.last_modified)))
         if self.vary or self.mime_type == JSON_TYPE:
@@ -14413,7 +14414,7 @@ def get_collection(app: App, request: Request, id: str) -> Response:
         yield "]}"
 
     content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
-    return long_response(request, content._replace(cache_control="private, no-cache"))
+    return long_response(request, content._replace(sha256="", cache_control="no-store"))
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",

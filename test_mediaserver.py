@@ -5131,6 +5131,20 @@ def test_what_is_written_while_it_is_decoded_gets_no_thumbnail(decoding, monkeyp
     assert decoding.try_thumbnail("a.png") is ms.Outcome.MADE
 
 
+def test_what_is_deleted_while_its_thumbnail_is_made_leaves_none(decoding, monkeypatch):
+    files, thumbnails = decoding.index.files, decoding.thumbnails
+
+    def delete() -> None:
+        (digest, _) = decoding.index.write(lambda db: files.remove(db, "library", "a.png"))
+        thumbnails.remove(digest)
+
+    monkeypatch.setattr(thumbnails, "_may_try", after(thumbnails._may_try, delete))
+    decoding.try_thumbnail("a.png")
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.MADE
+    kept = [path.stem for path in (decoding.path / ".thumbnails").rglob("*.png")]
+    assert kept == [files.get("library", "b.png")[0].sha256]
+
+
 def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     fill(decoding.path, {"broken.png": png()[:60]})
     assert decoding.scanner.scan()
@@ -6459,6 +6473,17 @@ def test_a_content_encoding_that_changes_nothing_is_taken(server, coding):
         "POST", "/upload", png(), headers={**OWNER, "Content-Encoding": coding}
     )
     assert answer.status == 201
+
+
+@pytest.mark.parametrize("path", ["/upload", "/image/part.png"])
+def test_a_part_of_a_file_is_not_stored_as_a_whole_one(server, path):
+    content = png(padding=2000)
+    sent = {**OWNER, "Content-Range": f"bytes 0-{len(content) - 1}/{len(content) + 9}"}
+    answer = server.send_file("PUT", path, content, headers=sent)
+    assert (answer.status, "/files" in answer.json["detail"]) == (400, True)
+    raw = {**sent, "Content-Type": "image/png"}  # as curl -C - -T goes on
+    assert server.request("PUT", path, content, raw).status == 400
+    assert sha256(content) not in server.listed()
 
 
 def test_a_refused_body_is_read_up_to_16_mib(server):
@@ -8062,7 +8087,10 @@ def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
             assert answer.status == 412, (method, path, condition)
             missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
             assert missing.status == 404, (method, path, condition)
-        assert running.get(path).status == 200
+        shown = running.get(path)
+        assert (shown.status, shown.headers["ETag"]) == (
+            (200, tag) if path.startswith("/media/") else (200, None)
+        )
         right = {"If-Match": tag if path.startswith("/media/") else "*",
                  "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
         assert running.request("DELETE", path, headers=right).status in {200, 204}
