@@ -8204,12 +8204,11 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     fitted = fit(picture.size, rendition.size)
     if fitted != picture.size:
         picture = picture.resize(fitted, BICUBIC, reducing_gap=1.0)
+    if rendition.format == "PNG":
+        return encode_png(picture)
     picture.info.clear()
     written = io.BytesIO()
-    if rendition.format == "PNG":
-        # 3 ms and 6 % more bytes than level 6's 15 ms
-        picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    elif rendition.format == "WEBP" and "WEBP" in Image.SAVE:  # else a JPEG is a substitute
+    if rendition.format == "WEBP" and "WEBP" in Image.SAVE:  # else a JPEG is a substitute
         picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
     else:
         if picture.mode == "RGBA":
@@ -8217,6 +8216,35 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
             picture = Image.alpha_composite(paper, picture).convert("RGB")
         picture.save(written, "JPEG", quality=PREVIEW_QUALITY, optimize=True)
     return written.getvalue()
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """Return a picture in L, RGB or RGBA as PNG: of each pixel what differs from the one before.
+
+    Pillow tries five filters on each row, and takes twice the time for 1 to 8 % fewer bytes.
+    """
+    from PIL import ImageChops
+
+    before = ImageChops.offset(picture, 1, 0)
+    before.paste(0, (0, 0, 1, picture.height))
+    data = ImageChops.subtract_modulo(picture, before).tobytes()
+    width = len(data) // picture.height
+    rows = (b"\1" + data[at : at + width] for at in range(0, len(data), width))
+    deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    deflated = deflate.compress(b"".join(rows)) + deflate.flush()
+    return format_png(picture.size, {"L": 0, "RGB": 2, "RGBA": 6}[picture.mode], deflated)
+
+
+def format_png(size: tuple[int, int], colours: int, rows: bytes, palette: bytes = b"") -> bytes:
+    """Return a PNG with 8 bits a channel of a colour type and deflated rows (PNG, section 11)."""
+    header = struct.pack(">2L5B", *size, 8, colours, 0, 0, 0)
+    colour_table = [(b"PLTE", palette)] if palette else []
+    parts = [(b"IHDR", header), *colour_table, (b"IDAT", rows), (b"IEND", b"")]
+    chunks = (
+        struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 # --- what values of pictures mean ---
@@ -19112,17 +19140,8 @@ def draw_icon() -> bytes:
             share = (y - top) / (376 - top)
             first, end = (1 + round(middle + (x - middle) * share) for x in (left, right))
             rows[y][first:end] = bytes([colour]) * (end - first)
-    parts = (
-        (b"IHDR", struct.pack(">2L5B", 512, 512, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")),
-        (b"IDAT", zlib.compress(b"".join(rows), 9)),
-        (b"IEND", b""),
-    )
-    chunks = (
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    palette = bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")
+    return format_png((512, 512), 3, zlib.compress(b"".join(rows), 9), palette)
 
 
 @route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
