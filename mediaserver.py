@@ -8506,13 +8506,16 @@ def probe_again(folder: Folder, file: File) -> Facts | None:
     return None
 
 
-def in_threads(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+def in_threads(work: Callable[[T], U], items: Iterator[T], threads: int) -> Iterator[U]:
     """Yield what threads make of each item, in order; they are at most SCAN_BATCH in front."""
-    from concurrent.futures import ThreadPoolExecutor  # 8 ms
+    first = list(itertools.islice(items, 1))
+    if not first:
+        return
+    from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where there is work
 
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[U]] = deque()
-        for item in items:
+        for item in itertools.chain(first, items):
             ahead.append(pool.submit(work, item))
             if len(ahead) > SCAN_BATCH:
                 yield ahead.popleft().result()
