@@ -7480,12 +7480,12 @@ PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
 class PreviewCache(Shelf):
-    """Previews in a folder of at most `limit` bytes: the least recently used ones go."""
+    """Previews in a folder of at most `limit` bytes, or none: the least recently used ones go."""
 
     def __init__(self, folder: Folder, prefix: str, limit: int, used: memoryview) -> None:
         """`used` is shared by all processes: how many bytes lie there, at most."""
         super().__init__(folder, prefix)
-        self._limit = limit
+        self.limit = limit
         self._used = used
         self._lock = threading.Lock()
 
@@ -7498,12 +7498,12 @@ class PreviewCache(Shelf):
 
     def store(self, sha256: str, rendition: Rendition, data: bytes) -> None:
         """Keep a preview, if it can be: it can be made again."""
-        if len(data) > self._limit:
+        if len(data) > self.limit:
             return
         with contextlib.suppress(OSError):
             self.folder.need_room(len(data))
             with self._lock:
-                if self._used[0] + len(data) > self._limit:
+                if self._used[0] + len(data) > self.limit:
                     self._make_room(len(data))
                 self._used[0] += len(data)
             super().store(sha256, rendition, data)
@@ -7515,8 +7515,8 @@ class PreviewCache(Shelf):
             for name, status in self.folder.files_in(folder):
                 files.append((status.st_mtime_ns, name, status.st_size))
         used = sum(length for _, _, length in files)
-        allowed = min(self._limit * 7 // 8, self._limit - size)
-        for _, name, length in sorted(files) if used + size > self._limit else ():
+        allowed = min(self.limit * 7 // 8, self.limit - size)
+        for _, name, length in sorted(files) if used + size > self.limit else ():
             if used <= allowed:
                 break
             with contextlib.suppress(FileNotFoundError):  # another process was quicker
@@ -7552,7 +7552,7 @@ class Thumbnails:
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
         self._shelves: tuple[Shelf, ...] = ()  # public, private
-        self._previews: PreviewCache | None = None
+        self.previews: PreviewCache
         self._host: socket.socket | None = None
         self._host_id = 0
         self._sockets: list[socket.socket] = []
@@ -7562,10 +7562,10 @@ class Thumbnails:
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
         self.is_over = False  # nobody waits for what is being made
 
-    def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
+    def place(self, public: Shelf, private: Shelf, previews: PreviewCache) -> None:
         """Say where thumbnails and previews lie."""
         self._shelves = (public, private)
-        self._previews = previews
+        self.previews = previews
 
     @property
     def description(self) -> str:
@@ -7652,14 +7652,13 @@ class Thumbnails:
         for sha256 in hashes:
             for shelf in self._shelves[: 1 if public_only else 2]:
                 shelf.remove(sha256, THUMBNAIL)
-            if self._previews and not public_only:
-                self._previews.remove(sha256, *PREVIEWS)
+            if not public_only:
+                self.previews.remove(sha256, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        for shelf in (*self._shelves, self._previews):
-            if shelf:
-                shelf.recover()
+        for shelf in (*self._shelves, self.previews):
+            shelf.recover()
 
     def make(self, folder: Folder, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Make the thumbnail of an image or video, unless there is one.
@@ -7673,13 +7672,13 @@ class Thumbnails:
         def make() -> Outcome:
             if self.exists(sha256, private):
                 return Outcome.MADE
-            renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
+            renditions = (THUMBNAIL, FIRST_PREVIEW) if self.previews.limit else (THUMBNAIL,)
             made = self._render(folder, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
             for preview in made[1:]:  # there is none without Pillow
-                self._keep(sha256, FIRST_PREVIEW, preview)
+                self.previews.store(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
         return self._once(f"{sha256} {private} {ahead}", make)
@@ -7692,24 +7691,14 @@ class Thumbnails:
 
         def make() -> bytes | Outcome:
             with contextlib.suppress(OSError):
-                return self.find_preview(sha256, rendition)
+                return self.previews.read(sha256, rendition)
             made = self._render(folder, file, asset, (rendition,))
             if isinstance(made, Outcome):
                 return made
-            self._keep(sha256, rendition, made[0])
+            self.previews.store(sha256, rendition, made[0])
             return made[0]
 
         return self._once(f"{sha256} {rendition}", make)
-
-    def find_preview(self, sha256: str, rendition: Rendition) -> bytes:
-        """A preview that is at hand; OSError where it is not."""
-        if self._previews is None:
-            raise FileNotFoundError(errno.ENOENT, "no previews are kept")
-        return self._previews.read(sha256, rendition)
-
-    def _keep(self, sha256: str, rendition: Rendition, data: bytes) -> None:
-        if self._previews:
-            self._previews.store(sha256, rendition, data)
 
     def _once(self, key: str, make: Callable[[], T]) -> T:
         """What `make` returns; of threads with one key at once, the first makes it for all."""
@@ -12044,7 +12033,7 @@ class App:
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
-        thumbnails.place(public, private, previews if limit else None)
+        thumbnails.place(public, private, previews)
         self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
         scanned = [self.library, self.images]
         self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
@@ -15826,7 +15815,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
         return content_response(request.head, rendered_content(app, file, made, "Accept"))
 
     with contextlib.suppress(OSError):
-        return respond(app.thumbnails.find_preview(asset.sha256, rendition))
+        return respond(app.thumbnails.previews.read(asset.sha256, rendition))
     return Deferred("decoder", lambda: respond(make_preview(app, file, asset, rendition)))
 
 
