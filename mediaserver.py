@@ -8588,8 +8588,6 @@ class Renditions:
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
         if outcome is not Outcome.MADE:
             return outcome
-        if not self.thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
-            return Outcome.IMPOSSIBLE
         return self.thumbnails.preview(self.folders[file.root], file, asset, rendition)
 
 
