@@ -7329,7 +7329,7 @@ class Shelf:
         return f"{self.prefix}{sha256}-{rendition.size}.{rendition.format.lower()}"
 
     def exists(self, sha256: str) -> bool:
-        """Whether there is a thumbnail. An empty file is none: they are not synced to disk."""
+        """Return whether there is a thumbnail; an empty file is none: they are not synced."""
         try:
             status = self.folder.stat(self.name(sha256))
         except OSError:
@@ -7337,7 +7337,7 @@ class Shelf:
         return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
     def read(self, sha256: str, rendition: Rendition = THUMBNAIL) -> bytes:
-        """The rendition; OSError where there is none."""
+        """Return the rendition; OSError where there is none."""
         with self.folder.open(self.name(sha256, rendition)) as file:
             return file.read(MAX_RESULT_BYTES)
 
@@ -7385,7 +7385,7 @@ class PreviewCache(Shelf):
         self._lock = threading.Lock()
 
     def read(self, sha256: str, rendition: Rendition = FIRST_PREVIEW) -> bytes:
-        """The preview, whose time of modification is that of its last use; OSError if none."""
+        """Return the preview, and note its use as its time of modification; OSError if none."""
         with self.folder.open(self.name(sha256, rendition)) as file:
             with contextlib.suppress(OSError):  # a disk that can only be read
                 os.utime(file.fileno())
@@ -7464,24 +7464,24 @@ class Thumbnails:
 
     @property
     def description(self) -> str:
-        """The decoders found, for the line at start; it changes when another one is installed."""
+        """Return the decoders found, as the start tells; another one installed changes it."""
         found = [name for name in (self.pillow, "ffmpeg" if self.ffmpeg else None) if name]
         hint = "" if self.pillow else "; for images install Pillow (apt install python3-pil)"
         return (", ".join(found) or "none") + hint
 
     @property
     def kinds(self) -> list[str]:
-        """What the decoders found here are for."""
+        """Return what the decoders found here are for."""
         found = {"image": self.pillow, "video": self.ffmpeg}
         return [kind for kind, decoder in found.items() if decoder]
 
     def can_make(self, kind: str, mime_type: str) -> bool:
-        """Whether a decoder found here might make a thumbnail of such content. SVG never."""
+        """Return whether a decoder found here might draw such content; never SVG."""
         return kind in self.kinds and mime_type != "image/svg+xml"
 
     @property
     def available(self) -> bool:
-        """Whether the decoder host runs; one that has died is started again, in a while."""
+        """Return whether the decoder host runs; start one that has died again, after a while."""
         if self._host is None or is_connected(self._host):
             return self._host is not None
         with self._lock:
@@ -7535,11 +7535,11 @@ class Thumbnails:
             self._sockets.pop().close()
 
     def exists(self, sha256: str, private: bool = False) -> bool:
-        """Whether there is a thumbnail."""
+        """Return whether there is a thumbnail."""
         return self._shelves[private].exists(sha256)
 
     def read(self, sha256: str, private: bool = False) -> bytes:
-        """The PNG; OSError where there is none."""
+        """Return the PNG; OSError where there is none."""
         return self._shelves[private].read(sha256)
 
     def remove(self, *hashes: str, public_only: bool = False) -> None:
@@ -7581,7 +7581,7 @@ class Thumbnails:
     def preview(
         self, folder: Folder, file: File, asset: Asset, rendition: Rendition
     ) -> bytes | Outcome:
-        """The preview of an image or video, made unless it is at hand; OSError as of `make`."""
+        """Return the preview of an image or video, made unless at hand; OSError as `make`."""
         sha256 = asset.sha256
 
         def make() -> bytes | Outcome:
@@ -7596,7 +7596,7 @@ class Thumbnails:
         return self._once(f"{sha256} {rendition}", make)
 
     def _once(self, key: str, make: Callable[[], T]) -> T:
-        """What `make` returns; of threads with one key at once, the first makes it for all."""
+        """Return what `make` does; of threads with one key at once, the first makes it for all."""
         while True:
             with self._lock:
                 other = self._making.get(key)
@@ -7619,7 +7619,7 @@ class Thumbnails:
         self, folder: Folder, file: File, asset: Asset, renditions: tuple[Rendition, ...],
         *, ahead: bool = False,
     ) -> list[bytes] | Outcome:  # fmt: skip
-        """The renditions of a file, or why there are none."""
+        """Return the renditions of a file, or why there are none."""
         facts = asset.facts
         if facts is None or not self._may_try(asset.sha256):
             return Outcome.FAILED
@@ -7644,11 +7644,11 @@ class Thumbnails:
         return made or Outcome.IMPOSSIBLE
 
     def _may_try(self, sha256: str) -> bool:
-        """Whether enough time has passed since a decoder died of this picture."""
+        """Return whether enough time has passed since a decoder died of this picture."""
         return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
 
     def _count_death(self, sha256: str) -> Outcome:
-        """A picture of which decoders die again and again is a bomb; a single death is chance."""
+        """Count a decoder's death: a single one is chance, some make the picture IMPOSSIBLE."""
         if not self.available:
             return Outcome.FAILED
         with self._lock:
@@ -7661,7 +7661,7 @@ class Thumbnails:
         return Outcome.FAILED
 
     def _decode(self, source: io.FileIO, job: Job) -> list[bytes] | None:
-        """The renditions; none where the decoder says that it can make none, None if it died."""
+        """Return the renditions; none where the decoder can make none, None if it died."""
         host = self._host
         end, result = os.pipe()
         with open(end, "rb", buffering=0) as pipe:
@@ -7676,7 +7676,7 @@ class Thumbnails:
         return split_frames(frames) if frames != data else None
 
     def _read_result(self, pipe: io.FileIO) -> bytes:
-        """What a decoder writes until it ends; less when the server does."""
+        """Read what a decoder writes until it ends; less when the server does."""
         data, poll = bytearray(), select.poll()
         poll.register(pipe, select.POLLIN)
         while len(data) <= MAX_RESULT_BYTES and not self.is_over:
@@ -7689,7 +7689,7 @@ class Thumbnails:
 
 
 def split_frames(data: bytes) -> list[bytes]:
-    """What a decoder has written, each after its length; nothing where the last one is cut."""
+    """Split what a decoder has written, each after its length; nothing if the last one is cut."""
     frames = []
     while data:
         end = FRAME_LENGTH.size + int.from_bytes(data[: FRAME_LENGTH.size], "big")
@@ -7701,7 +7701,7 @@ def split_frames(data: bytes) -> list[bytes]:
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
-    """Sockets for jobs, which are one message each."""
+    """Make the sockets for jobs, which are one message each."""
     try:
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # macOS
@@ -7709,7 +7709,7 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def is_connected(host: socket.socket | None) -> bool:
-    """Whether the decoder host lives: it never says a word, so nothing but its end is read."""
+    """Return whether the decoder host lives: it says nothing, so only its end is ever read."""
     try:
         return bool(host and host.recv(1, socket.MSG_DONTWAIT))
     except BlockingIOError:
@@ -7879,7 +7879,7 @@ def write_renditions(
 def decode(
     source: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
 ) -> Image.Image | None:
-    """The picture in the largest size wanted, upright and in sRGB, by the first way that works.
+    """Decode the picture in the largest size wanted, upright and in sRGB, by the first way to work.
 
     One that is too large may have a small form in it, as HEIC has. One that is cut short is shown
     as far as it goes. Of a raw one, and of what cannot be decoded otherwise, the largest JPEG in
@@ -7987,7 +7987,7 @@ def read_channel(data: bytes, mask: int, step: int) -> bytes:
 
 
 def fill_up(source: BinaryIO) -> BinaryIO:
-    """A WebP that is cut short in its full length, which libwebp wants; others as they are.
+    """Return a WebP that is cut short in its full length, as libwebp wants it; others as they are.
 
     A lossless one gets more: what is filled in may take more bits a pixel than what is missing.
     """
@@ -8008,21 +8008,21 @@ def fill_up(source: BinaryIO) -> BinaryIO:
 
 
 def read_orientation(picture: Image.Image) -> int:
-    """EXIF's orientation of a picture, from 1 to 8; 0 where it has none."""
+    """Return EXIF's orientation of a picture, from 1 to 8; 0 where it has none."""
     with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
         return int(picture.getexif().get(EXIF_ORIENTATION, 0))
     return 0
 
 
 def fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """The largest width and height of this shape within `size` by `size`, never enlarged."""
+    """Return the largest width and height of this shape within `size`, never enlarged."""
     width, height = shape
     scale = min(1.0, size / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def shrink(picture: Image.Image, size: int) -> Image.Image:
-    """The picture within `size` by `size` pixels in sRGB, as L, RGB or RGBA.
+    """Return the picture within `size` by `size` pixels in sRGB, as L, RGB or RGBA.
 
     It is averaged in its own colours and then converted, which is for few pixels; strip by
     strip, so that one picture as large as memory is enough.
@@ -8051,7 +8051,7 @@ def shrink(picture: Image.Image, size: int) -> Image.Image:
 
 
 def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What makes of a part of the picture one whose values can be averaged.
+    """Return what makes of a part of the picture one whose values can be averaged.
 
     Palettes become colours, transparency is multiplied in, 16 bits are scaled to 8.
     """
@@ -8071,7 +8071,7 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
 
 
 def scale_16_bits(white_is_zero: bool, key: int | None, part: Image.Image) -> Image.Image:
-    """Grey of 16 bits in 8 bits; the value `key` is transparent."""
+    """Return grey of 16 bits in 8 bits; the value `key` is transparent."""
     part = part.convert("I")
     levels = [value * 255 // 65535 for value in range(65536)]
     grey = part.point(levels[::-1] if white_is_zero else levels, "L")
@@ -8082,7 +8082,7 @@ def scale_16_bits(white_is_zero: bool, key: int | None, part: Image.Image) -> Im
 
 
 def encode(picture: Image.Image, rendition: Rendition) -> bytes:
-    """The rendition of a picture that is at least as large, or whole."""
+    """Return the rendition of a picture that is at least as large, or whole."""
     from PIL import Image
 
     fitted = fit(picture.size, rendition.size)
@@ -8130,19 +8130,19 @@ def encode_png(picture: Image.Image) -> bytes:
 
 
 def linear_of_srgb(value: float) -> float:
-    """IEC 61966-2-1."""
+    """Return the light of an sRGB value (IEC 61966-2-1)."""
     return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
 
 
 def linear_of_pq(value: float) -> float:
-    """SMPTE ST 2084 in units of graphics white, tone-mapped."""
+    """Return the light of SMPTE ST 2084 in units of graphics white, tone-mapped."""
     power = value ** (1 / 78.84375)
     light = max(0.0, power - 0.8359375) / (18.8515625 - 18.6875 * power)
     return tone_map(light ** (1 / 0.1593017578125) * 10000 / GRAPHICS_WHITE)
 
 
 def linear_of_hlg(value: float) -> float:
-    """ITU-R BT.2100's hybrid log-gamma in units of graphics white, which is 75 %, tone-mapped.
+    """Return the light of ITU-R BT.2100's HLG in units of graphics white, 75 %, tone-mapped.
 
     The display's gamma of 1.2 is for brightness: on each channel it would make colours stronger.
     """
@@ -8163,7 +8163,7 @@ CURVES: dict[int, Callable[[float], float]] = {8: float, 16: linear_of_pq, 18: l
 
 
 def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
-    """The ICC profile that says what the values of a picture mean, if it is not sRGB."""
+    """Return the ICC profile that says what a picture's values mean, if it is not sRGB."""
     given: bytes | None = picture.info.get("icc_profile")
     at = source.tell()
     source.seek(0)
@@ -8188,7 +8188,7 @@ def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
 
 
 def make_profile(colorants: Sequence[float], curve: Callable[[float], float]) -> bytes:
-    """An ICC profile of RGB values whose light is their `curve` (ICC.1:2001-04, §6.3.1.2)."""
+    """Return an ICC profile of RGB values with a `curve` of light (ICC.1:2001-04, §6.3.1.2)."""
 
     def xyz(*values: float) -> bytes:
         return struct.pack(">4s4x3i", b"XYZ ", *(round(value * 65536) for value in values))
@@ -8211,7 +8211,7 @@ def make_profile(colorants: Sequence[float], curve: Callable[[float], float]) ->
 
 
 def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in sRGB; as if it were that already where its profile is bad."""
+    """Return the picture in sRGB; as if it were that already where its profile is bad."""
     if profile:
         if picture.mode == "L" and profile[16:20] == b"RGB ":
             picture = picture.convert("RGB")
@@ -8223,7 +8223,7 @@ def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(maxsize=8)
 def find_transform(profile: bytes, mode: str) -> Any:
-    """The transform of littleCMS from a profile to sRGB; phones use the same for all pictures."""
+    """Return littleCMS's transform from a profile to sRGB; a phone uses one for all pictures."""
     from PIL import ImageCms
 
     srgb = ImageCms.createProfile("sRGB")
@@ -8251,7 +8251,7 @@ def embedded_jpegs(source: BinaryIO, job: Job) -> Iterator[BinaryIO]:
 
 
 def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
-    """Width and height of the JPEG that begins there; zeros if it is none that browsers show."""
+    """Read width and height of the JPEG that begins there; zeros if browsers show none such."""
     at += 2
     for _ in range(MAX_JPEG_SEGMENTS):
         if len(data) < at + 9 or data[at] != 0xFF:
@@ -8268,13 +8268,13 @@ def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
 
 
 def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
-    """The picture as ffmpeg decodes standard input."""
+    """Return the picture as ffmpeg decodes standard input."""
     png = run_ffmpeg(ffmpeg, job, size) if ffmpeg else b""
     return open_picture(io.BytesIO(png), ["PNG"], size) if png else None
 
 
 def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
-    """The frame at the wanted second, else the first one, as PNG; empty if there is none."""
+    """Return the frame at the wanted second, else the first one, as PNG; empty if none."""
     for seconds in dict.fromkeys((job.seconds, 0.0)):
         plain = [ffmpeg, *ffmpeg_arguments(job, size, seconds)]
         png = ask_ffmpeg(plain, HDR_TRANSFER)
@@ -8287,7 +8287,7 @@ def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
 
 
 def ask_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
-    """Its standard output; None where what it says of its input is what it was not to be asked.
+    """Return its standard output; None where its input is what it was not to be asked for.
 
     It never outlives this process, and what kills it ends this process, too.
     """
@@ -8313,7 +8313,7 @@ def ask_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) 
 
 
 def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> list[str]:
-    """The command that makes standard input's frame at so many seconds a PNG, its output."""
+    """Return the command that makes standard input's frame at so many seconds a PNG."""
     # ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
     # Browsers take the curve of BT.709 for sRGB's; ffmpeg would write it into the PNG.
     fitted = f"min(1,{size}/max(iw*sar,ih))"  # sar: the shape of a pixel
@@ -8354,7 +8354,7 @@ SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd wai
 
 
 def is_media_name(name: bytes) -> bool:
-    """Whether a file name has an extension of an image, a video or audio."""
+    """Return whether a file name has an extension of an image, a video or audio."""
     return name.rpartition(b".")[2].lower() in MEDIA_EXTENSIONS and b"." in name
 
 
@@ -8468,7 +8468,7 @@ class Mounts:
         self._known: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
 
     def absent(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted whose files are known, and is no more."""
+        """Find places below a folder where a disk with known files was mounted, and is no more."""
         known = self._of(folder)
         mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
         return [
@@ -8484,7 +8484,7 @@ class Mounts:
         return Sight(missing, () if missing else tuple(self.absent(folder)))
 
     def _of(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        """Return places below a folder where a disk was mounted; kept, as each upload asks."""
         state, known = self._known.get(folder.name, (-1, []))
         if state != self._state[0]:
             state = self._state[0]
@@ -8537,7 +8537,7 @@ class Renditions:
             time.sleep(left)
 
     def make_all(self) -> bool:
-        """Try each of those that have no verdict yet once; whether all have one now."""
+        """Try each of those that have no verdict yet once; return whether all have one now."""
         whole, threads = True, self.thumbnails.processes
         for made in in_threads(self._try_thumbnail, self._without_verdict(), threads):
             whole = made and whole
@@ -8550,7 +8550,7 @@ class Renditions:
             last = found[-1][1].sha256
 
     def _try_thumbnail(self, found: Located) -> bool:
-        """Make a thumbnail ahead; whether there is no need to try again."""
+        """Make a thumbnail ahead; return whether there is no need to try again."""
         self._let_uploads_pass()
         if self.thumbnails.is_over:
             return True
@@ -8584,7 +8584,7 @@ class Renditions:
         return outcome
 
     def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """The preview of an asset, which is made now if it is not at hand; OSError as above."""
+        """Return the preview of an asset, made now if it is not at hand; OSError as above."""
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
         if outcome is not Outcome.MADE:
             return outcome
@@ -8648,7 +8648,7 @@ class Scanner:
                 self._index.set_meta("facts version", FACTS_VERSION)
 
     def _renew_facts_in(self, folder: Folder) -> bool:
-        """Probe all files of a folder again; whether it was there all the time.
+        """Probe all files of a folder again; return whether it was there all the time.
 
         What cannot be read counts as changed: the scan reads it once it can be.
         """
@@ -8689,14 +8689,14 @@ class Scanner:
         self._wanted.clear()
 
     def _away(self) -> dict[str, Sight]:
-        """The folders that are missing, or have mount points below that are."""
+        """Find the folders that are missing, or have mount points below that are."""
         with contextlib.suppress(sqlite3.Error):
             seen = {folder.name: self.mounts.look(folder) for folder in self._scanned}
             return {name: sight for name, sight in seen.items() if sight != Sight()}
         return {}
 
     def scan(self) -> bool:
-        """Bring the index in step with the disk once; whether everything was seen."""
+        """Bring the index in step with the disk once; return whether everything was seen."""
         if self._stopping:
             return True
         before, began = self.progress.get(), time.monotonic()
@@ -8712,7 +8712,7 @@ class Scanner:
         return all(whole)
 
     def _scan_folder(self, folder: Folder) -> bool:
-        """Bring the index in step with a folder; whether everything in it was seen."""
+        """Bring the index in step with a folder; return whether everything in it was seen."""
         before, started = folder.identity(), time.time()
         if before is None:
             if not folder.is_new():
@@ -8746,7 +8746,7 @@ class Scanner:
     def _compare(
         self, folder: Folder, unreadable: list[bytes]
     ) -> tuple[list[bytes], list[bytes], int]:
-        """New or changed paths, paths that are no more, and the number of unchanged ones."""
+        """Find new or changed paths, paths that are no more, and the number of unchanged ones."""
         known = self._index.files.in_order(folder.name)
         new, gone, unchanged = [], [], 0
         row = next(known, None)
@@ -8764,7 +8764,7 @@ class Scanner:
         return new, [path for path in gone if folder.is_local(os.fsdecode(path))], unchanged
 
     def _add(self, folder: Folder, paths: Iterable[str], unreadable: list[str]) -> int:
-        """Read files and put them into the index; how many could not be, which are named."""
+        """Read files and put them into the index; name those that cannot be; return how many."""
         now, missed = time.time(), 0
 
         def read(path: str) -> Located | str | None:
@@ -8785,7 +8785,7 @@ class Scanner:
         return missed
 
     def _put_each(self, found: Sequence[Located]) -> int:
-        """Put files into the index, together if that can be; how many were refused."""
+        """Put files into the index, together if that can be; return how many were refused."""
         try:
             self._put(found)
         except (sqlite3.Error, OSError) as error:  # locked, full: a later scan tries again
@@ -8831,7 +8831,7 @@ class Scanner:
         return found and self._index.files.get(folder.name, path)
 
     def current(self, found: Located) -> Located | None:
-        """A file if it still has its content; it is read again where only ctime has changed."""
+        """Return a file if it still has its content; read it again if only ctime has changed."""
         file, folder = found[0], self._folders.get(found[0].root)
         if folder is None or not folder.is_local(file.path):
             return found
