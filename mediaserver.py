@@ -7879,7 +7879,7 @@ def write_renditions(
 def decode(
     source: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
 ) -> Image.Image | None:
-    """Decode the picture in the largest size wanted, upright and in sRGB, by the first way to work.
+    """Decode the picture in the largest size wanted, upright and in sRGB, by the first way.
 
     One that is too large may have a small form in it, as HEIC has. One that is cut short is shown
     as far as it goes. Of a raw one, and of what cannot be decoded otherwise, the largest JPEG in
