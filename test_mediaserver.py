@@ -4846,6 +4846,15 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
     stop_host(thumbnails, host)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_png_has_all_pixels_of_its_picture(pillow, mode):
+    bands = [pillow.effect_noise((31, 17), 90) for _ in mode]
+    picture = pillow.merge(mode, bands)
+    written = pillow.open(io.BytesIO(ms.encode_png(picture)), formats=["PNG"])
+    assert (written.mode, written.size) == (mode, (31, 17))
+    assert written.tobytes() == picture.tobytes()
+
+
 def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_path, monkeypatch):
     answers = {
         (kind, mime): thumbnails.can_make(kind, mime)
@@ -5049,7 +5058,8 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     is_new = functools.partial(index.files.is_empty, "library")
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
-    thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
+    shelves = [ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")]
+    thumbnails.place(*shelves, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes))
     renditions = ms.Renditions(index, [folder], thumbnails)
     scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
     yield Scanning(index, folder, thumbnails, renditions, scanner, path)
