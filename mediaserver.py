@@ -20312,27 +20312,30 @@ def import_files(
     yield from tell_rest(Path(origin.path), seen, bool, why)
 
 
+def folders_above(path: str) -> Iterator[str]:
+    """Yield the folders that a path is in, the outermost first; each ends with a slash."""
+    return (path[: end + 1] for end, character in enumerate(path) if character == "/")
+
+
 def tell_rest(
     source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
 ) -> Iterator[tuple[str, Result]]:
-    """Yield what else is in a source: wanted files, and folders with their number of them."""
-    looked_into = {path[:end] for path in seen for end, each in enumerate(path) if each == "/"}
+    """Yield what else is in a source: wanted files, and folders of which nothing was seen."""
+    looked_into = set(itertools.chain.from_iterable(map(folders_above, seen)))
     unreadable: list[OSError] = []
+    counts: dict[str, int] = {}
     for folder, folders, files in os.walk(source, onerror=unreadable.append):
-        above = os.path.relpath(f"{folder}/_", source)[:-1]
         links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
-        for path in sorted(f"{above}{name}" for name in files + links):
+        for path in (os.path.relpath(f"{folder}/{name}", source) for name in files + links):
             if path not in seen and wanted(os.fsencode(path)):
-                yield path, Result("left", why)
-        folders[:] = sorted({*folders} - {*links})
-        for path in [f"{above}{name}" for name in folders if f"{above}{name}" not in looked_into]:
-            folders.remove(posixpath.basename(path))
-            inner = itertools.chain.from_iterable(each[2] for each in os.walk(source / path))
-            count = sum(bool(wanted(os.fsencode(name))) for name in inner)
-            if count and f"{path}/" not in seen:
-                yield f"{path}/", Result("left", f"{count} files, {why}")
+                above = folders_above(path)
+                place = next((each for each in above if each not in looked_into), path)
+                counts[place] = counts.get(place, 0) + 1
+    for place, count in sorted(counts.items()):
+        yield place, Result("left", f"{count} files, {why}" if place.endswith("/") else why)
     for error in unreadable:
-        yield os.path.relpath(error.filename, source), Result("failed", "it cannot be read")
+        if (place := os.path.relpath(error.filename, source)) + "/" not in looked_into:
+            yield place, Result("failed", "it cannot be read")
 
 
 def find_copy(
