@@ -552,16 +552,11 @@ def parse_dotenv(
     return values
 
 
-def read_dotenv(
-    path: Path, environment: Mapping[str, str], told: bool = True
-) -> dict[str, str]:  # fmt: skip
-    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text.
-
-    `told`: of a line that cannot be read there is a warning.
-    """
-    tell = (lambda text: warn(f"{path.name}: {text}")) if told else str
+def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text."""
     try:
-        return parse_dotenv(refuse_pipe(path).read_text("utf-8-sig"), environment, tell)
+        text = refuse_pipe(path).read_text("utf-8-sig")
+        return parse_dotenv(text, environment, lambda problem: warn(f"{path.name}: {problem}"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -19266,17 +19261,30 @@ def parse_url_path(text: str) -> str:
     return text
 
 
-def parse_duration(text: str) -> int:
-    """Seconds, or minutes, hours, days or weeks with their letter.
+def number_with_unit(units: Mapping[str, int], what: str) -> Callable[[str], int]:
+    """Return what parses a whole number above 0, with a letter for a unit or with none.
 
-    >>> parse_duration("90"), parse_duration("2h")
-    (90, 7200)
+    >>> parse_duration("90"), parse_duration("2h"), parse_rate("20M")
+    (90, 7200, 20971520)
     """
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
-    if not match or not int(match[1]):
-        raise ValueError(f"{text!r} is no time such as 90 (seconds), 30m, 12h, 7d or 2w")
-    return int(match[1]) * units[match[2] or "s"]
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})([a-z]?)", text.strip().lower())
+        if not match or not int(match[1]) or match[2] not in units:
+            raise ValueError(f"{text!r} is no {what}")
+        return int(match[1]) * units[match[2]]
+
+    return parse
+
+
+parse_duration = number_with_unit(
+    {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800},
+    "time such as 90 (seconds), 30m, 12h, 7d or 2w",
+)
+parse_rate = number_with_unit(  # as curl and rsync read it
+    {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30},
+    "number of bytes a second, such as 20M",
+)
 
 
 @command(
@@ -19446,18 +19454,6 @@ LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
 parse_days = amount_of("days", 1e6)
-
-
-def parse_rate(text: str) -> int:
-    """Bytes a second, with K, M or G for powers of 1024, as curl and rsync read it.
-
-    >>> parse_rate("20M")
-    20971520
-    """
-    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower())
-    if not match or not int(match[1]):
-        raise ValueError(f"{text!r} is no number of bytes a second, such as 20M")
-    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
 class Progress:
@@ -20400,16 +20396,19 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
             if (read := readers.get(path.suffix)) and path.is_file():
                 try:
                     for table, row in read(path):
-                        other = f"table {table} of {path.relative_to(source)}"
-                        tables.get(table, others.setdefault(other, [])).append(row)
+                        if table in tables:
+                            tables[table].append(row)
+                        else:
+                            name = f"table {table} of {path.relative_to(source)}"
+                            others.setdefault(name, []).append(row)
                 except (OSError, sqlite3.Error) as error:
                     raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
     told = []
-    for other, rows in others.items():
+    for table, rows in others.items():
         result = Result("left", f"rows that have no place here: {len(rows)}")
         if any("password" in name.lower() for row in rows for name in row):
             result = Result("failed", f"accounts that are none of media_handler's: {len(rows)}")
-        told += [(other, result)] if rows else []
+        told.append((table, result))
     return tables, told
 
 
@@ -20842,22 +20841,20 @@ class Supervisor:
     def run(self, count: int) -> None:
         """Start so many workers, and react to signals until the last one has ended."""
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
-        while self._workers:
-            react[signal.sigwait(SIGNALS)]()
-            if self._restarting and not self._workers and not self._stopping:
-                self._restarting = False
-                self._recover()
-                self._start_all(count)
+        while True:
+            self._restarting = False
+            for number in range(count):
+                self._start(number)
+            while self._workers:
+                react[signal.sigwait(SIGNALS)]()
+            if self._stopping or not self._restarting:
+                break
+            self._recover()
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _start_all(self, count: int) -> None:
-        for number in range(count):
-            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -20970,7 +20967,6 @@ def serve(settings: Settings) -> None:
         hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     recover(settings, thumbnails)
-    ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
     run = functools.partial(
@@ -20978,7 +20974,7 @@ def serve(settings: Settings) -> None:
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
     recover_again = functools.partial(recover, settings, thumbnails)
-    ready()
+    announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
         Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
         fold_wal_in(settings.database_url)
@@ -21161,7 +21157,10 @@ def show_upload(settings: Settings, generated: Sequence[str], place: str) -> Non
 
 def is_in_dotenv(secret: str) -> bool:
     """Whether commands in this folder find the secret of upload tokens in its `.env`."""
-    return read_dotenv(Path(".env"), {}, told=False).get("MEDIA_SERVER_SECRET") == secret
+    with contextlib.suppress(FileNotFoundError):  # the start has read it, and told its faults
+        values = parse_dotenv(Path(".env").read_text("utf-8-sig"), {})
+        return values.get("MEDIA_SERVER_SECRET") == secret
+    return False
 
 
 def token_command(settings: Settings) -> str:
