@@ -336,7 +336,7 @@ for line in sys.stdin:
         os.environ.update(environment)
         os.chdir(folder)
         time.tzset()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, program.SIGNALS - {signal.SIGCHLD})
         sys.exit(program.main())
 """
 
@@ -1057,14 +1057,40 @@ def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, worker
     assert running.process.wait(DEADLINE) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@contextlib.contextmanager
+def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in which the program has begun: Python itself has, and it has read the file."""
+    command = [sys.executable, PROGRAM, *options]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.exists():
+            pytest.skip("needs /proc")
+        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")
+        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
+    tmp_path, number, command
+):
+    with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
+        process.send_signal(number)
+        code = process.wait(DEADLINE)
+        assert code == 0 if command == "serve" else code in {-number, 130}
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_sighup_ends_no_service_while_python_begins():
+    unit = (HERE / "mediaserver.service").read_text()
+    before = re.search("^ExecStart=(.*)/usr/bin/python3 ", unit, re.MULTILINE)[1].split()
+    assert said_by(*before, "sh", "-c", "kill -HUP $$; echo alive") == (0, "alive\n")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_ends_nothing_at_any_moment_and_a_flood_of_it_is_cheap(tmp_path, workers):
-    command = [sys.executable, PROGRAM, tmp_path, "--port", "0", "--workers", workers]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        status = Path(f"/proc/{process.pid}/status")
-        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")  # Python itself has begun
-        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+    with begun(tmp_path, str(tmp_path), "--port", "0", "--workers", workers) as process:
         flood = threading.Event()
 
         def send() -> None:
@@ -3188,7 +3214,7 @@ def index(tmp_path: Path) -> Iterator[ms.Index]:
 def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
     """How SQLite goes about each SELECT that `ask` has the index run."""
     run, read = [], index.read
-    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    index.read = lambda sql, *values, db=None: run.append((sql, values)) or read(sql, *values)
     ask()
     del index.read
     selects = [(sql, values) for sql, values in run if sql.startswith("SELECT")]
@@ -3227,7 +3253,7 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
 
 
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -3271,7 +3297,9 @@ def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
 def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
     counted: list[str] = []
     read = index.read
-    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    monkeypatch.setattr(
+        index, "read", lambda *given, **db: counted.append(given[0]) or read(*given, **db)
+    )
     assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
     assert len([sql for sql in counted if "count(*)" in sql]) == 1
     index.set_meta("x", "1")
@@ -3310,14 +3338,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     spare = ms.SpareSpace(tmp_path / "index")
     held = tmp_path / "index-spare"
     spare.hold()
-    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert (held.stat().st_size, spare.missed_at) == (ms.SPARE_BYTES, None)
     assert spare.give_up()
-    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (False, True)
+    assert (held.exists(), spare.missed_at is None, spare.give_up()) == (False, False, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at is None) == (False, False)
     monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (True, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at) == (True, None)
 
 
 def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
@@ -5354,7 +5382,7 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
     scanning, monkeypatch
 ):
-    watcher, go, begun = ms.Watcher(scanning.folder, scanning.scanner), threading.Event(), []
+    watcher, go, begun = ms.Watcher(scanning.folder, [], scanning.scanner), threading.Event(), []
 
     def is_missing() -> bool:
         begun.append(go.wait(DEADLINE))
@@ -6805,11 +6833,12 @@ def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(
         body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
         body.send(post("/slow", 2) + b"a")
         head.send(b"GET /")
-        for raw in reversed(idle):
+        for number, raw in enumerate(reversed(idle), 1):
             raw.send(get_line("/a"))
             assert raw.answer().status == 200
-        expected = {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
-        wait_until(lambda: states(bare_server) == expected)
+            wait_until(lambda number=number: states(bare_server)[ms.State.IDLE] == number)
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        assert states(bare_server) == {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
         for raw in (*reversed(idle), head, body):
             assert bare_server.connections.make_room()
             assert raw.is_closed()
@@ -13366,7 +13395,7 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         answer = server.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
         etag = answer.headers["ETag"]
-        other = b'{"detail":"The file is not the one that the request is about."}'
+        other = b'{"detail":"What is here is not what the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
         for fields, status, body in (
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
@@ -14053,7 +14082,7 @@ def test_the_gallery_can_be_installed(server):
     manifest = answer.json
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
     icons = {(icon["type"], icon["sizes"]): icon["src"] for icon in manifest["icons"]}
-    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "512x512")}
+    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "192x192")}
     for (mime_type, sizes), place in icons.items():
         answer = server.get(f"/{place}")
         assert answer.headers["Content-Type"] == mime_type
@@ -17473,6 +17502,14 @@ def test_each_section_uses_only_the_sections_above_it():
     assert wrong == []
     assert home["main"] == 14
     assert home["Route"] > home["Response"] > home["Scanner"]
+
+
+def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
+    lines = PROGRAM.read_text("utf-8").splitlines()
+    banners = [line for line in lines if line.startswith(("# --", "# =="))]
+    assert {len(line) for line in banners} == {88, 90}
+    form = re.compile("# ={86}|# -- [A-Zf].*[^- ] -{3,}")
+    assert [line for line in banners if not form.fullmatch(line)] == []
 
 
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
