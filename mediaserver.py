@@ -20548,8 +20548,11 @@ class RecordImporter:
             self._index.entities.adopt(db, versions)
 
         self._write(put)
-        fate = self._fate(row["file_path"], path)
-        return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
+        told = f"{self._fate(row['file_path'], path)}, versions: {len(history)}"
+        older = {each["file_path"] for each in history} - {None, row["file_path"]}
+        if gone := sorted(name for name in older if not self._find(name)):
+            told += f", of older ones {', '.join(gone)} is gone"
+        return Result("new", f"{row['label'] or '-'}: {told}")
 
     def _history(self, row: Row) -> list[Row]:
         """The versions of an entity, the oldest first; the last one is what it is now."""

@@ -10474,6 +10474,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
     assert "left\tentity 6\tit was deleted there" in first.stdout
+    assert "versions: 3, of older ones 2025/11/24/old.png is gone" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
