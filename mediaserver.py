@@ -12689,7 +12689,7 @@ def loggable_path(path: str) -> str:
     ('/s/-/5f0c', '/image/a%20b.jpg')
     """
     hidden, count = SECRET_PATHS.subn(r"/\1/-", unquote(path))
-    return hidden if count else path
+    return quote(hidden) if count else path
 
 
 def log_refusal(request: Request, error: HTTPError) -> None:

@@ -14332,7 +14332,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
         "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
     opened = upload.headers["Location"].rpartition("/")[2]
     for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
-                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx%20y"):  # fmt: skip
         assert server.get(path).status in {401, 404}
     for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
         server.request("DELETE", path, headers=OWNER)
@@ -14343,6 +14343,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
     assert re.search("refused .* GET /s/-/?: 401", server.log)
     assert "/s/-/" + sha256(content) in server.log
     assert server.log.count("/files/-") == 1
+    assert "/photos/s/-/x%20y" in server.log
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
