@@ -19791,18 +19791,18 @@ def new_backup(folder: Path) -> Path:
     return path
 
 
-def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
-    """Refuse a place that would itself be backed up, and to back up what is not there."""
-    for folder in sources.values():
-        if destination.is_relative_to(folder.path):
-            raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
-        need_disk(folder)
+def need_apart(place: Path, folders: Mapping[str, Folder], problem: str) -> None:
+    """Refuse a place in one of the server's own folders."""
+    for folder in folders.values():
+        if place.is_relative_to(folder.path):
+            raise Refusal(f"{place} is in {folder.path}, {problem}")
 
 
-def need_disk(folder: Folder) -> None:
-    """Refuse a folder whose disk is away."""
-    if folder.is_missing() and not folder.is_new():
-        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+def need_disks(*folders: Folder) -> None:
+    """Refuse folders whose disk is away."""
+    for folder in folders:
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
 def fillable_folders(settings: Settings) -> dict[str, Folder]:
@@ -19833,7 +19833,8 @@ def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
     destination = Path(os.path.realpath(parse_path(dest)))
     with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
         sources = open_folders(settings, index)
-        check_destination(destination, sources)
+        need_apart(destination, sources, "of which it is to be a backup")
+        need_disks(*sources.values())
         cleanup.enter_context(held_folder(destination))
         fresh = Path(f"{new_backup(destination)}{PARTIAL}")
         begun = next(iter(backups_in(destination, PARTIAL)), fresh)
@@ -20208,6 +20209,10 @@ def import_files(
     origin: Folder, folder: Folder, destination: Destination, is_trial: bool
 ) -> Iterator[tuple[str, Result]]:
     """Copy another program's files, and yield what becomes of each; what is here already stays."""
+    if not folder.is_local(destination.place):
+        raise Refusal(f"{folder.show(destination.place)} is in an object store, of which no scan"
+                      " knows: import into a folder, and migrate")  # fmt: skip
+    need_disks(folder)
     prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
     unreadable: list[bytes] = []
 
@@ -20432,6 +20437,7 @@ class RecordImporter:
 
     def run(self) -> Iterator[tuple[str, Result]]:
         """Take in all rows, and yield what becomes of each."""
+        need_disks(self._app.users, self._app.entities)
         takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
         names = ("user", "collection", "media", "entity")
         for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
@@ -20613,8 +20619,15 @@ def entity_of(row: Row, file: Located | None) -> Entity:
     )  # fmt: skip
 
 
-def choose_destination(source: Path, family: str) -> Destination:
-    """Return where a folder goes; what might be a private box is not made public by a guess."""
+def choose_destination(
+    source: Path, family: str, others: Iterable[tuple[str, Result]]
+) -> Destination:
+    """Return where a folder goes; what might be private is not made public by a guess."""
+    for what, (word, _) in others:
+        if word == "failed":
+            raise Refusal(f"{what} has accounts that are none of media_handler's; {HINT}")
+    if family in RECORDS:
+        raise Refusal(f"there is no database of media_handler or CoLAN's media store in {source}")
     with os.scandir(source) as entries:
         is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
@@ -20650,24 +20663,14 @@ def import_source(
             "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
+        need_apart(place, app.folders, "where it is served already")
         outcomes: Iterable[tuple[str, Result]]
         if any(tables.values()):
-            check_import(place, [app.users, app.entities], app.folders)
             records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
             outcomes = itertools.chain(others, records.run())
-        elif unknown := [what for what, (word, _) in others if word == "failed"]:
-            raise Refusal(f"{unknown[0]} has accounts that are none of media_handler's; {HINT}")
-        elif into in RECORDS:
-            raise Refusal(
-                f"there is no database of media_handler or CoLAN's media store in {place}"
-            )
         else:
-            destination = choose_destination(place, into)
+            destination = choose_destination(place, into, others)
             folder = app.folders[destination.root]
-            if not folder.is_local(destination.place):
-                raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
-                              " no scan knows: import into a folder, and migrate")  # fmt: skip
-            check_import(place, [folder], app.folders)
             outcomes = import_files(origin, folder, destination, dry_run)
         counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
         print_rows(count_outcomes(outcomes, counts), as_json)
@@ -20677,15 +20680,6 @@ def import_source(
     if counts["new"] and not dry_run and not any(tables.values()):
         warn("the server shows them after its next scan: at its start, or when it gets SIGHUP")
     return 1 if counts["failed"] else 0
-
-
-def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, Folder]) -> None:
-    """Refuse a source that is the server's own, and a disk that is away."""
-    for each in folders.values():
-        if source.is_relative_to(each.path):
-            raise Refusal(f"{source} is in {each.path}, where it is served already")
-    for folder in targets:
-        need_disk(folder)
 
 
 def count_outcomes(
