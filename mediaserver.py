@@ -15389,16 +15389,13 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
     if head.offset is None:
         raise HTTPError(400, "Upload-Offset must say where the content begins.")
-    state = {
-        "Upload-Offset": str(upload.received),
-        "Upload-Complete": f"?{upload.answer is not None:d}",
-    }
-    if upload.answer is not None and not head.is_tus:
+    state, is_complete = dict(upload_headers(app, upload)), upload.answer is not None
+    if is_complete and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
-    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
-        return None
-    if upload.answer is not None or head.offset != upload.received:
+    if head.offset != upload.received or (is_complete and request.head.has_body):
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
+    if is_complete:
+        return None
     target = TARGETS[upload.target]
     length, limit = bound_upload(request, head, target, upload)
     upload, md5 = upload._replace(length=length), form_of(target)[1].md5
@@ -15510,12 +15507,11 @@ def create_upload(app: App, request: Request) -> Response:
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
     transfer = request.transfer
-    if transfer is None:
-        return Response(204, upload_headers(app, find_upload(app, request, id)))
-    if not transfer.is_whole:
-        return Response(204, upload_headers(app, transfer.upload))
-    answer = complete_upload(app, request, transfer)
-    return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+    if transfer is not None and transfer.is_whole:
+        answer = complete_upload(app, request, transfer)
+        return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+    upload = transfer.upload if transfer else find_upload(app, request, id)
+    return Response(204, upload_headers(app, upload))
 
 
 @route("GET", "/files/{id}", TARGET, "files",
