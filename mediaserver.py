@@ -536,16 +536,11 @@ def parse_dotenv(
     return values
 
 
-def read_dotenv(
-    path: Path, environment: Mapping[str, str], told: bool = True
-) -> dict[str, str]:  # fmt: skip
-    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text.
-
-    `told`: of a line that cannot be read there is a warning.
-    """
-    tell = (lambda text: warn(f"{path.name}: {text}")) if told else str
+def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text."""
     try:
-        return parse_dotenv(refuse_pipe(path).read_text("utf-8-sig"), environment, tell)
+        text = refuse_pipe(path).read_text("utf-8-sig")
+        return parse_dotenv(text, environment, lambda problem: warn(f"{path.name}: {problem}"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -12693,7 +12688,7 @@ def loggable_path(path: str) -> str:
     ('/s/-/5f0c', '/image/a%20b.jpg')
     """
     hidden, count = SECRET_PATHS.subn(r"/\1/-", unquote(path))
-    return hidden if count else path
+    return quote(hidden) if count else path
 
 
 def log_refusal(request: Request, error: HTTPError) -> None:
@@ -15398,16 +15393,13 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
     if head.offset is None:
         raise HTTPError(400, "Upload-Offset must say where the content begins.")
-    state = {
-        "Upload-Offset": str(upload.received),
-        "Upload-Complete": f"?{upload.answer is not None:d}",
-    }
-    if upload.answer is not None and not head.is_tus:
+    state, is_complete = dict(upload_headers(app, upload)), upload.answer is not None
+    if is_complete and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
-    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
-        return None
-    if upload.answer is not None or head.offset != upload.received:
+    if head.offset != upload.received or (is_complete and request.head.has_body):
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
+    if is_complete:
+        return None
     target = TARGETS[upload.target]
     length, limit = bound_upload(request, head, target, upload)
     upload, md5 = upload._replace(length=length), form_of(target)[1].md5
@@ -15519,12 +15511,11 @@ def create_upload(app: App, request: Request) -> Response:
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
     transfer = request.transfer
-    if transfer is None:
-        return Response(204, upload_headers(app, find_upload(app, request, id)))
-    if not transfer.is_whole:
-        return Response(204, upload_headers(app, transfer.upload))
-    answer = complete_upload(app, request, transfer)
-    return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+    if transfer is not None and transfer.is_whole:
+        answer = complete_upload(app, request, transfer)
+        return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+    upload = transfer.upload if transfer else find_upload(app, request, id)
+    return Response(204, upload_headers(app, upload))
 
 
 @route("GET", "/files/{id}", TARGET, "files",
@@ -19180,17 +19171,30 @@ def parse_url_path(text: str) -> str:
     return text
 
 
-def parse_duration(text: str) -> int:
-    """Seconds, or minutes, hours, days or weeks with their letter.
+def number_with_unit(units: Mapping[str, int], what: str) -> Callable[[str], int]:
+    """Return what parses a whole number above 0, with a letter for a unit or with none.
 
-    >>> parse_duration("90"), parse_duration("2h")
-    (90, 7200)
+    >>> parse_duration("90"), parse_duration("2h"), parse_rate("20M")
+    (90, 7200, 20971520)
     """
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
-    if not match or not int(match[1]):
-        raise ValueError(f"{text!r} is no time such as 90 (seconds), 30m, 12h, 7d or 2w")
-    return int(match[1]) * units[match[2] or "s"]
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})([a-z]?)", text.strip().lower())
+        if not match or not int(match[1]) or match[2] not in units:
+            raise ValueError(f"{text!r} is no {what}")
+        return int(match[1]) * units[match[2]]
+
+    return parse
+
+
+parse_duration = number_with_unit(
+    {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800},
+    "time such as 90 (seconds), 30m, 12h, 7d or 2w",
+)
+parse_rate = number_with_unit(  # as curl and rsync read it
+    {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30},
+    "number of bytes a second, such as 20M",
+)
 
 
 @command(
@@ -19360,18 +19364,6 @@ LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
 parse_days = amount_of("days", 1e6)
-
-
-def parse_rate(text: str) -> int:
-    """Bytes a second, with K, M or G for powers of 1024, as curl and rsync read it.
-
-    >>> parse_rate("20M")
-    20971520
-    """
-    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower())
-    if not match or not int(match[1]):
-        raise ValueError(f"{text!r} is no number of bytes a second, such as 20M")
-    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
 class Progress:
@@ -19777,18 +19769,18 @@ def new_backup(folder: Path) -> Path:
     return path
 
 
-def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
-    """Refuse a place that would itself be backed up, and to back up what is not there."""
-    for folder in sources.values():
-        if destination.is_relative_to(folder.path):
-            raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
-        need_disk(folder)
+def need_apart(place: Path, folders: Mapping[str, Folder], problem: str) -> None:
+    """Refuse a place in one of the server's own folders."""
+    for folder in folders.values():
+        if place.is_relative_to(folder.path):
+            raise Refusal(f"{place} is in {folder.path}, {problem}")
 
 
-def need_disk(folder: Folder) -> None:
-    """Refuse a folder whose disk is away."""
-    if folder.is_missing() and not folder.is_new():
-        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+def need_disks(*folders: Folder) -> None:
+    """Refuse folders whose disk is away."""
+    for folder in folders:
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
 def fillable_folders(settings: Settings) -> dict[str, Folder]:
@@ -19819,7 +19811,8 @@ def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
     destination = Path(os.path.realpath(parse_path(dest)))
     with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
         sources = open_folders(settings, index)
-        check_destination(destination, sources)
+        need_apart(destination, sources, "of which it is to be a backup")
+        need_disks(*sources.values())
         cleanup.enter_context(held_folder(destination))
         fresh = Path(f"{new_backup(destination)}{PARTIAL}")
         begun = next(iter(backups_in(destination, PARTIAL)), fresh)
@@ -20194,6 +20187,10 @@ def import_files(
     origin: Folder, folder: Folder, destination: Destination, is_trial: bool
 ) -> Iterator[tuple[str, Result]]:
     """Copy another program's files, and yield what becomes of each; what is here already stays."""
+    if not folder.is_local(destination.place):
+        raise Refusal(f"{folder.show(destination.place)} is in an object store, of which no scan"
+                      " knows: import into a folder, and migrate")  # fmt: skip
+    need_disks(folder)
     prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
     unreadable: list[bytes] = []
 
@@ -20226,27 +20223,30 @@ def import_files(
     yield from tell_rest(Path(origin.path), seen, bool, why)
 
 
+def folders_above(path: str) -> Iterator[str]:
+    """Yield the folders that a path is in, the outermost first; each ends with a slash."""
+    return (path[: end + 1] for end, character in enumerate(path) if character == "/")
+
+
 def tell_rest(
     source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
 ) -> Iterator[tuple[str, Result]]:
-    """Yield what else is in a source: wanted files, and folders with their number of them."""
-    looked_into = {path[:end] for path in seen for end, each in enumerate(path) if each == "/"}
+    """Yield what else is in a source: wanted files, and folders of which nothing was seen."""
+    looked_into = set(itertools.chain.from_iterable(map(folders_above, seen)))
     unreadable: list[OSError] = []
+    counts: dict[str, int] = {}
     for folder, folders, files in os.walk(source, onerror=unreadable.append):
-        above = os.path.relpath(f"{folder}/_", source)[:-1]
         links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
-        for path in sorted(f"{above}{name}" for name in files + links):
+        for path in (os.path.relpath(f"{folder}/{name}", source) for name in files + links):
             if path not in seen and wanted(os.fsencode(path)):
-                yield path, Result("left", why)
-        folders[:] = sorted({*folders} - {*links})
-        for path in [f"{above}{name}" for name in folders if f"{above}{name}" not in looked_into]:
-            folders.remove(posixpath.basename(path))
-            inner = itertools.chain.from_iterable(each[2] for each in os.walk(source / path))
-            count = sum(bool(wanted(os.fsencode(name))) for name in inner)
-            if count and f"{path}/" not in seen:
-                yield f"{path}/", Result("left", f"{count} files, {why}")
+                above = folders_above(path)
+                place = next((each for each in above if each not in looked_into), path)
+                counts[place] = counts.get(place, 0) + 1
+    for place, count in sorted(counts.items()):
+        yield place, Result("left", f"{count} files, {why}" if place.endswith("/") else why)
     for error in unreadable:
-        yield os.path.relpath(error.filename, source), Result("failed", "it cannot be read")
+        if (place := os.path.relpath(error.filename, source)) + "/" not in looked_into:
+            yield place, Result("failed", "it cannot be read")
 
 
 def find_copy(
@@ -20311,16 +20311,19 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
             if (read := readers.get(path.suffix)) and path.is_file():
                 try:
                     for table, row in read(path):
-                        other = f"table {table} of {path.relative_to(source)}"
-                        tables.get(table, others.setdefault(other, [])).append(row)
+                        if table in tables:
+                            tables[table].append(row)
+                        else:
+                            name = f"table {table} of {path.relative_to(source)}"
+                            others.setdefault(name, []).append(row)
                 except (OSError, sqlite3.Error) as error:
                     raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
     told = []
-    for other, rows in others.items():
+    for table, rows in others.items():
         result = Result("left", f"rows that have no place here: {len(rows)}")
         if any("password" in name.lower() for row in rows for name in row):
             result = Result("failed", f"accounts that are none of media_handler's: {len(rows)}")
-        told += [(other, result)] if rows else []
+        told.append((table, result))
     return tables, told
 
 
@@ -20412,6 +20415,7 @@ class RecordImporter:
 
     def run(self) -> Iterator[tuple[str, Result]]:
         """Take in all rows, and yield what becomes of each."""
+        need_disks(self._app.users, self._app.entities)
         takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
         names = ("user", "collection", "media", "entity")
         for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
@@ -20528,8 +20532,11 @@ class RecordImporter:
             self._index.entities.adopt(db, versions)
 
         self._write(put)
-        fate = self._fate(row["file_path"], path)
-        return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
+        told = f"{self._fate(row['file_path'], path)}, versions: {len(history)}"
+        older = {each["file_path"] for each in history} - {None, row["file_path"]}
+        if gone := sorted(name for name in older if not self._find(name)):
+            told += f", of older ones {', '.join(gone)} is gone"
+        return Result("new", f"{row['label'] or '-'}: {told}")
 
     def _history(self, row: Row) -> list[Row]:
         """The versions of an entity, the oldest first; the last one is what it is now."""
@@ -20590,8 +20597,15 @@ def entity_of(row: Row, file: Located | None) -> Entity:
     )  # fmt: skip
 
 
-def choose_destination(source: Path, family: str) -> Destination:
-    """Return where a folder goes; what might be a private box is not made public by a guess."""
+def choose_destination(
+    source: Path, family: str, others: Iterable[tuple[str, Result]]
+) -> Destination:
+    """Return where a folder goes; what might be private is not made public by a guess."""
+    for what, (word, _) in others:
+        if word == "failed":
+            raise Refusal(f"{what} has accounts that are none of media_handler's; {HINT}")
+    if family in RECORDS:
+        raise Refusal(f"there is no database of media_handler or CoLAN's media store in {source}")
     with os.scandir(source) as entries:
         is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
@@ -20627,24 +20641,14 @@ def import_source(
             "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
+        need_apart(place, app.folders, "where it is served already")
         outcomes: Iterable[tuple[str, Result]]
         if any(tables.values()):
-            check_import(place, [app.users, app.entities], app.folders)
             records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
             outcomes = itertools.chain(others, records.run())
-        elif unknown := [what for what, (word, _) in others if word == "failed"]:
-            raise Refusal(f"{unknown[0]} has accounts that are none of media_handler's; {HINT}")
-        elif into in RECORDS:
-            raise Refusal(
-                f"there is no database of media_handler or CoLAN's media store in {place}"
-            )
         else:
-            destination = choose_destination(place, into)
+            destination = choose_destination(place, into, others)
             folder = app.folders[destination.root]
-            if not folder.is_local(destination.place):
-                raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
-                              " no scan knows: import into a folder, and migrate")  # fmt: skip
-            check_import(place, [folder], app.folders)
             outcomes = import_files(origin, folder, destination, dry_run)
         counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
         print_rows(count_outcomes(outcomes, counts), as_json)
@@ -20654,15 +20658,6 @@ def import_source(
     if counts["new"] and not dry_run and not any(tables.values()):
         warn("the server shows them after its next scan: at its start, or when it gets SIGHUP")
     return 1 if counts["failed"] else 0
-
-
-def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, Folder]) -> None:
-    """Refuse a source that is the server's own, and a disk that is away."""
-    for each in folders.values():
-        if source.is_relative_to(each.path):
-            raise Refusal(f"{source} is in {each.path}, where it is served already")
-    for folder in targets:
-        need_disk(folder)
 
 
 def count_outcomes(
@@ -20753,22 +20748,20 @@ class Supervisor:
     def run(self, count: int) -> None:
         """Start so many workers, and react to signals until the last one has ended."""
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
-        while self._workers:
-            react[signal.sigwait(SIGNALS)]()
-            if self._restarting and not self._workers and not self._stopping:
-                self._restarting = False
-                self._recover()
-                self._start_all(count)
+        while True:
+            self._restarting = False
+            for number in range(count):
+                self._start(number)
+            while self._workers:
+                react[signal.sigwait(SIGNALS)]()
+            if self._stopping or not self._restarting:
+                break
+            self._recover()
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _start_all(self, count: int) -> None:
-        for number in range(count):
-            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -20884,7 +20877,6 @@ def serve(settings: Settings) -> None:
         hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     recover(settings, thumbnails)
-    ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
     run = functools.partial(
@@ -20892,7 +20884,7 @@ def serve(settings: Settings) -> None:
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
     recover_again = functools.partial(recover, settings, thumbnails)
-    ready()
+    announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
         Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
         fold_wal_in(settings.database_url)
@@ -21088,7 +21080,10 @@ def show_upload(settings: Settings, generated: Sequence[str], place: str) -> Non
 
 def is_in_dotenv(secret: str) -> bool:
     """Whether commands in this folder find the secret of upload tokens in its `.env`."""
-    return read_dotenv(Path(".env"), {}, told=False).get("MEDIA_SERVER_SECRET") == secret
+    with contextlib.suppress(FileNotFoundError):  # the start has read it, and told its faults
+        values = parse_dotenv(Path(".env").read_text("utf-8-sig"), {})
+        return values.get("MEDIA_SERVER_SECRET") == secret
+    return False
 
 
 def token_command(settings: Settings) -> str:

@@ -10281,7 +10281,7 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         return outcomes
 
     all_in = ["2019/ü a.png", "b.gif"]
-    left = ["2019/fake.jpg", "note.txt", "link.png", ".thumbnails/"]
+    left = ["2019/fake.jpg", "note.txt", ".thumbnails/", "link.png"]
     assert imported("--dry-run") == {"new": all_in, "left": left}
     assert not (running.storage / "imported").exists()
     assert imported() == {"new": all_in, "left": left}
@@ -10569,6 +10569,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
     assert "left\tentity 6\tit was deleted there" in first.stdout
+    assert "versions: 3, of older ones 2025/11/24/old.png is gone" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
@@ -14449,7 +14450,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
         "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
     opened = upload.headers["Location"].rpartition("/")[2]
     for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
-                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx%20y"):  # fmt: skip
         assert server.get(path).status in {401, 404}
     for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
         server.request("DELETE", path, headers=OWNER)
@@ -14460,6 +14461,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
     assert re.search("refused .* GET /s/-/?: 401", server.log)
     assert "/s/-/" + sha256(content) in server.log
     assert server.log.count("/files/-") == 1
+    assert "/photos/s/-/x%20y" in server.log
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
