@@ -9950,14 +9950,14 @@ class FileSlice:
         self.before = b"".join((self.before, piece))
 
     def is_at_hand(self) -> bool:
-        """Whether the next bytes are in memory: the first and last of them in the page cache."""
+        """Return whether the next bytes are in memory: their first and last in the page cache."""
         if not isinstance(self.file, io.FileIO):
             return bool(self.before)
         places = self.offset, self.offset + min(self.count, SEND_BYTES) - 1
         return all(self._read_at_hand(bytearray(1), place) for place in places)
 
     def read_at_hand(self) -> bytes | None:
-        """All of it, if it is in memory."""
+        """Return all of it, if it is in memory."""
         data = bytearray(self.count)
         if self._read_at_hand(data, self.offset) < self.count:
             return None
@@ -10007,7 +10007,7 @@ class Response:
         return self
 
     def again(self, principal: str) -> Response:
-        """A prepared answer for somebody else."""
+        """Return a prepared answer for somebody else."""
         response = Response(self.status, (), self.body, self.length)
         response.prepared, response.route = self.prepared, self.route
         response.principal = principal
@@ -10021,7 +10021,7 @@ class Response:
     def to_segments(
         self, head: RequestHead | None, keep_alive: bool, date: str
     ) -> Iterator[Segment]:
-        """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
+        """Yield the bytes of the message (RFC 9112 §2.1): head, and body unless it has none."""
         if self.prepared:
             start, rest = self.prepared
             fields = date if keep_alive else f"{date}\r\nConnection: close"
@@ -10074,13 +10074,13 @@ class Exchange(Protocol):
         """Let go of what is not needed while no more comes."""
 
     def finish(self) -> Answer:
-        """The body is complete: the answer."""
+        """Return the answer: the body is complete."""
 
     def refuse(self, error: HTTPError) -> Response:
-        """The body is none, or too slow: the answer."""
+        """Return the answer to a body that is none, or too slow."""
 
     def abandon(self) -> None:
-        """The client has gone away."""
+        """Forget the request, whose client has gone away."""
 
 
 class Buffers(threading.local):
@@ -10173,14 +10173,14 @@ class Connection:
         self.due, self.latest = time.monotonic() + GRACE_SECONDS, latest
 
     def count_descriptors(self) -> int:
-        """How many it has while it is open: the socket, a file that is sent, one that arrives."""
+        """Count what it has while it is open: socket, file that is sent, one that arrives."""
         sends = self.response is not None and self.response.resource is not None
         return 1 + sends + (self.exchange is not None)
 
     # -- reading
 
     def take_head(self) -> bool:
-        """Whether a request is here, its head whole; or what is none, and is refused."""
+        """Return whether a request's head is here whole, or what is none, and is refused."""
         data = self.received
         if data.startswith(b"\r"):
             self.received = data = skip_empty_lines(data)
@@ -10208,7 +10208,7 @@ class Connection:
         return self.body is None or self.body.finished
 
     def take_pieces(self, data: bytes | memoryview = b"") -> list[memoryview]:
-        """What there is of a body's content, `data` last. Raises HTTPError if it is malformed."""
+        """Return what there is of a body's content, `data` last; raise HTTPError if it is none."""
         pieces = []
         if self.collected:
             pieces.append(memoryview(self.collected))
@@ -10227,7 +10227,7 @@ class Connection:
             return False
 
     def receive(self, buffer: memoryview, seconds: float) -> memoryview | None:
-        """What comes into the buffer within so short a time, if anything does; empty: its end."""
+        """Return what comes into the buffer within so short a time, if any; empty: the end."""
         for patience in (seconds, 0):
             try:
                 return buffer[: self.socket.recv_into(buffer)]
@@ -10237,7 +10237,7 @@ class Connection:
         return None
 
     def receive_body(self, buffer: memoryview, seconds: float) -> memoryview | None:
-        """Some of a body, if it comes within so short a time.
+        """Return some of a body, if it comes within so short a time.
 
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
@@ -10441,7 +10441,7 @@ class Connections:
                 self._select(connection, 0)
 
     def count(self) -> tuple[int, list[Connection]]:
-        """How many threads have, and those that the selector holds, at one moment."""
+        """Return how many threads have, and those that the selector holds, at one moment."""
         with self._lock:
             return self.in_flight, list(self.held.values())
 
@@ -10472,7 +10472,7 @@ class Workers:
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait for a thread."""
+        """Return how many jobs wait for a thread."""
         return self._jobs.qsize()
 
     def submit(self, job: Callable[[], None]) -> None:
@@ -10546,21 +10546,21 @@ class Service(Protocol):
         """Answer a cheap request without a body in a turn of the selector, without blocking."""
 
     def is_prompt(self, head: RequestHead) -> bool:
-        """Whether a request needs neither disk nor index, and waits for none that does."""
+        """Return whether a request needs neither disk nor index, and waits for none that does."""
 
     def client_of(self, head: RequestHead, peer: str) -> str:
-        """Whose share of what is bounded a request takes."""
+        """Return whose share of what is bounded a request takes."""
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
-        """The answer to a message that is no request."""
+        """Return the answer to a message that is no request."""
 
     def on_answered(
         self, head: RequestHead | None, peer: str, response: Response, seconds: float
     ) -> None:
-        """Told of an answer that is over."""
+        """Take note of an answer that is over."""
 
     def on_flight(self, count: int) -> None:
-        """Told how many requests are worked on."""
+        """Take note of how many requests are worked on."""
 
 
 class Runner:
@@ -10669,7 +10669,7 @@ class Runner:
         return None
 
     def _ask(self, connection: Connection) -> Answer | None:
-        """The service's answer; None if nothing more comes of a body for now."""
+        """Return the service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             return connection.deferred.work()
         if connection.exchange is None:
@@ -10851,7 +10851,7 @@ class Server(ThreadingHTTPServer):
             self.stopping = True
 
     def _is_over(self) -> bool:
-        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
+        """Return whether a stop is complete: nothing is in flight; close what is idle."""
         if not self.stopping:
             return False
         now, connections = time.monotonic(), self.connections
@@ -11052,7 +11052,7 @@ class RouteTable:
         }
 
     def find(self, path: str) -> Choice:
-        """The routes of a percent-encoded path.
+        """Return the routes of a percent-encoded path.
 
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
@@ -11084,7 +11084,7 @@ def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
 
 
 def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
-    """The parameters of a path, or None where it does not match.
+    """Return the parameters of a path, or None where it does not match.
 
     >>> match_segments(["image", "{name:image}"], ["image", "a.jpg"])
     {'name': 'a.jpg'}
@@ -11120,14 +11120,14 @@ class Listing:
         self._vote_lock = threading.Lock()
 
     def find(self, index: Index, key: str, zipped: bool) -> Content | None:
-        """The list called `key` if it is there as the index has it; the caller closes it."""
+        """Return the list called `key` if it is there and current; the caller closes it."""
         self._vote((key, zipped))
         return self._current(index, (key, zipped))
 
     def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
-        """The list called `key`, made of `pieces` if need be; the caller closes it."""
+        """Return the list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
             content = self._current(index, (key, zipped))
             if content is None:
@@ -11157,7 +11157,7 @@ class Listing:
 
 
 def reopened(content: Content) -> Content:
-    """A content whose file may be closed while the other one is used."""
+    """Return a content whose file may be closed while the other one is used."""
     return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
@@ -11228,7 +11228,7 @@ class Catalogues:
         self, index: Index, key: tuple[Any, ...],
         make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
     ) -> Catalogue:  # fmt: skip
-        """The catalogue of a choice, made by `make` (its groups and summary) if need be."""
+        """Return the catalogue of a choice, made by `make` (its groups and summary) if need be."""
         with self._lock:
             version, now = index.files.library_version(), time.monotonic()
             found = self._kept.pop(key, None)
@@ -11274,7 +11274,7 @@ class HotFile:
         self.seen = 0  # the turn in which `is_current` was last true
 
     def is_current(self, status: os.stat_result) -> bool:
-        """Whether what is at its path is the same file, and no link has led to it."""
+        """Return whether what is at its path is the same file, and no link has led to it."""
         if self.state != hot_state(status):
             return False
         now = time.monotonic()
@@ -11285,7 +11285,7 @@ class HotFile:
         return True
 
     def choose(self, head: RequestHead) -> int:
-        """The status of an answer that can be put together once; 0: it has to be made for this."""
+        """Return the status of an answer that can be put together once; 0: it has to be made."""
         if head.is_plain:
             return 200 if head.method == "GET" and self.is_small else 0
         headers, about = head.headers, (self.content.etag, self.content.last_modified)
@@ -11296,7 +11296,7 @@ class HotFile:
 
 
 def hot_state(status: os.stat_result) -> tuple[int, ...]:
-    """What tells a file, and that nobody has written to it."""
+    """Return what tells a file, and that nobody has written to it."""
     size, modified, changed = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, size, modified, changed
 
@@ -11308,7 +11308,7 @@ LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
 
 @functools.lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
-    """What stands for one client: an IPv6 address's /64, which one household has.
+    """Return what stands for one client: an IPv6 address's /64, which one household has.
 
     >>> network_of("192.0.2.7"), network_of("2001:db8::7"), network_of("::ffff:192.0.2.7")
     ('192.0.2.7', '2001:db8::/64', '192.0.2.7')
@@ -11343,7 +11343,7 @@ class PasswordHasher:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the queue, which `run` needs."""
+        """Return a place in the queue, which `run` needs."""
         if not self._places.acquire(blocking=False):
             detail = "Too many passwords are being checked; try again in a moment."
             raise HTTPError(503, detail, {"Retry-After": "5"})
@@ -11379,7 +11379,7 @@ class Logins:
         self, account: str, client: str, password: str, stored: str, *,
         most: int = MAX_ACCOUNT_FAILURES,
     ) -> bool:  # fmt: skip
-        """Whether a password is right; 429 after too many that were not."""
+        """Return whether a password is right; 429 after too many that were not."""
         limits = {account: most, f"address {network_of(client)}": MAX_ADDRESS_FAILURES}
         attempt = secrets.token_hex(8)
         with self._room.place():
@@ -11404,7 +11404,7 @@ class Logins:
 
 
 def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
-    """The roots that files lie in, by the names that the index has for them.
+    """Return the roots that files lie in, by the names that the index has for them.
 
     Without an index nothing is known to be there: they are about to be filled.
     """
@@ -11440,7 +11440,7 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
 
 
 def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
-    """Where thumbnails lie: public ones beside the pictures where that can be, private ones."""
+    """Return where thumbnails lie: public ones beside pictures where that can be, private ones."""
     data = Folder("data", settings.database_dir, make=True, buffers=library.buffers,
                   reserve=settings.reserve_bytes)  # fmt: skip
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
@@ -11485,7 +11485,7 @@ class ResumableUploads:
         return upload
 
     def _has_more(self, upload: OpenUpload) -> bool:
-        """Whether the file has more than is noted, but for a byte that `_save` holds back."""
+        """Return whether the file has more than is noted but for a byte that `_save` keeps."""
         with contextlib.suppress(OSError):
             size = self._folders[upload.root].stat(self._name(upload)).st_size
             return size > upload.received + 1
@@ -11623,12 +11623,12 @@ class Transfer:
 
     @property
     def size(self) -> int:
-        """Bytes of the file, these among them."""
+        """Return the size of the file, these bytes among them."""
         return self._receiving.size
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing, once this content is here."""
+        """Return whether nothing is missing, once this content is here."""
         return self._head.completes or (self.is_tus and self.size == self.upload.length)
 
     def feed(self, piece: memoryview) -> None:
@@ -11689,7 +11689,7 @@ class Transfer:
         return {}
 
     def whole(self) -> Incoming:
-        """The file, which is complete."""
+        """Return the file, which is complete."""
         if not self._receiving.hashes:
             self._receiving.hash_again(new_hashes(self._md5))
         return self._receiving.finish()
@@ -11761,22 +11761,22 @@ class Meter:
         self._numbers[self.worker * self._part + 2] = count
 
     def totals(self) -> tuple[int, int, int]:
-        """Bytes taken in and sent, and requests in flight, of all workers."""
+        """Return the bytes taken in and sent, and requests in flight, of all workers."""
         return self._sum(0), self._sum(1), self._sum(2)
 
     def answers(self, route: int) -> dict[int, int]:
-        """How many answers of a route had each status; 0 stands for those that are rare."""
+        """Count a route's answers by their status; 0 stands for those that are rare."""
         counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
         return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
-        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
+        """Count a route's answers that took at most each of DURATIONS, and all; their seconds."""
         rows = [self._row(route, place) for place in self._rows.values()]
         counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
         return list(counts), self._sum(3 + route * self._width) / 1e9
 
     def _row(self, route: int, place: int) -> list[int]:
-        """How many answers of one status took how long."""
+        """Return how many answers of one status took how long."""
         first = 3 + route * self._width + place
         return [self._sum(first + column) for column in range(self._columns)]
 
@@ -11826,7 +11826,7 @@ class App:
         self.started = time.monotonic()
 
     def problems(self, sight: Sight) -> list[str]:
-        """What is not as it should be, in sentences without paths."""
+        """Return what is not as it should be, in sentences without paths."""
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
         return [
@@ -11879,7 +11879,7 @@ def filled_queue(count: int) -> queue.SimpleQueue[int]:
 
 
 def read_public_key(settings: Settings) -> PublicKey | None:
-    """The key of ES256 tokens; None where there is no file at the default place."""
+    """Return the key of ES256 tokens; None where there is no file at the default place."""
     path = settings.public_key_path or settings.database_dir / "public_key.pem"
     try:
         return parse_public_key(refuse_pipe(path).read_bytes())
@@ -11925,7 +11925,7 @@ class Request:
         return client_address(self.headers, self.peer, self.app.settings.trusted_proxies)
 
     def url(self, path: str) -> str:
-        """The absolute URL of a path here, as the client reaches it."""
+        """Return the absolute URL of a path here, as the client reaches it."""
         if self.app.settings.public_url:
             return self.reference(path)
         scheme, host = "http", self.head.host
@@ -11935,12 +11935,12 @@ class Request:
         return f"{scheme}://{host or 'localhost'}{path}"
 
     def reference(self, path: str) -> str:
-        """A path here for `Location` and pages: with PUBLIC_URL, whose path is the proxy's."""
+        """Return where a path here is for `Location` and pages: below PUBLIC_URL, if it is set."""
         return self.app.settings.public_url + path
 
 
 def client_address(headers: Headers, peer: str, trusted: tuple[str, ...]) -> str:
-    """The client's address: the last one in X-Forwarded-For that is no trusted proxy."""
+    """Return the client's address: the last in X-Forwarded-For that is no trusted proxy."""
     chain = headers.get("x-forwarded-for", "").split(",")
     address = peer
     while chain and is_trusted(address, trusted):  # a proxy that names no client is it
@@ -11949,7 +11949,7 @@ def client_address(headers: Headers, peer: str, trusted: tuple[str, ...]) -> str
 
 
 def parse_address(text: str) -> str:
-    """An element of X-Forwarded-For without the port that some proxies add.
+    """Return an element of X-Forwarded-For without the port that some proxies add.
 
     >>> parse_address(" 5.5.5.5:1000"), parse_address("[2001:db8::1]:80"), parse_address("::1")
     ('5.5.5.5', '2001:db8::1', '::1')
@@ -11959,14 +11959,14 @@ def parse_address(text: str) -> str:
 
 
 def forwarded(headers: Headers, name: str, pattern: str) -> str:
-    """The value that the nearest proxy has set, if it is a sane one."""
+    """Return the value that the nearest proxy has set, if it is a sane one."""
     value = headers.get(name, "").rpartition(",")[2].strip()
     return value if value and re.fullmatch(pattern, value, re.ASCII) else ""
 
 
 @functools.lru_cache(maxsize=1024)
 def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
-    """Whether a peer's address is one of the trusted proxies'."""
+    """Return whether a peer's address is one of the trusted proxies'."""
     if address in networks:
         return True
     import ipaddress  # as in parse_networks
@@ -11990,7 +11990,7 @@ class Unfit(Exception):
 
 
 def parse_value(item: Field, value: Any, where: str) -> Any:
-    """A field's value from text (path, query, form) or JSON; raises Invalid."""
+    """Return a field's value from text (path, query, form) or JSON; raises Invalid."""
     if isinstance(value, str) and item.trim:
         value = value.strip()
     if value == "" and item.blank == "null":
@@ -12093,7 +12093,7 @@ def collect_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[FieldError],
     has_upload: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The declared fields among `values` that are right; to `problems` goes what is not.
+    """Return the declared fields in `values` that are right; add the others to `problems`.
 
     What is not sent has its default if there is one.
     """
@@ -12131,7 +12131,7 @@ class BodyReader(Protocol):
         """Let go of what is not needed while no more comes."""
 
     def finish(self) -> Mapping[str, Any]:
-        """The values of the fields in a body that is complete; 400 if it is malformed."""
+        """Return the values of the fields in a body that is complete; 400 if it is malformed."""
 
     def discard(self) -> None:
         """Forget what has come."""
@@ -12140,7 +12140,7 @@ class BodyReader(Protocol):
 def open_body(
     request: Request, spec: BodySpec, parameters: Mapping[str, Any]
 ) -> BodyReader | None:
-    """What reads the body that a head declares; None if it has none. 400, 411, 413 or 415."""
+    """Return what reads the body that a head declares, if any; 400, 411, 413 or 415."""
     head, headers = request.head, request.headers
     unsized = head.content_length is None and not head.chunked
     if unsized and not spec.reader and (spec.upload or "content-type" in headers):
@@ -12170,7 +12170,7 @@ def open_body(
 
 
 def body_in_words(spec: BodySpec) -> str:
-    """What an endpoint reads, in words.
+    """Return what an endpoint reads, in words.
 
     >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
     'multipart/form-data with the file in its field "file" or the file itself as the body'
@@ -12213,7 +12213,7 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 
 
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a form; raises Invalid with all that is wrong with it."""
+    """Return the fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[FieldError] = []
     has_upload = request.has_upload or request.upload is not None
     if spec.upload and spec.upload.required and not has_upload:
@@ -12239,7 +12239,7 @@ def no_file(upload: Upload) -> FieldError:
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
-    """The members of a JSON object (RFC 8259), or the one field that a list is; 400 else."""
+    """Return the members of a JSON object (RFC 8259), or the one field that a list is; 400."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -12264,7 +12264,7 @@ JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a l
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
-    """The object that is the member `wrapper` of a JSON object."""
+    """Return the object that is the member `wrapper` of a JSON object."""
     inner = values[wrapper]
     if not isinstance(inner, dict):
         raise ValidationError(
@@ -12388,7 +12388,7 @@ def last_segment(path: str) -> str:
 
 
 def upload_limit(request: Request, upload: Upload | None) -> Limit:
-    """What the file of a body may have: by its setting, its token and what there is room for."""
+    """Return what a body's file may have: by its setting, its token and the room there is."""
     settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
     limits = [setting_limit(upload.limit if upload else "", size)]
@@ -12413,7 +12413,7 @@ def quota_sentence(settings: Settings, room: int) -> str:
 
 
 def format_size(size: float) -> str:
-    """Bytes for a person.
+    """Return bytes in words for a person.
 
     >>> format_size(10485760), format_size(1000), format_size(5 << 40)
     ('10 MB', '1000 bytes', '5 TB')
@@ -12515,7 +12515,7 @@ def long_response(request: Request, content: Content) -> Response:
 
 
 def printable(path: str) -> str:
-    """A path as JSON can carry it: bytes that are no UTF-8 are shown as U+FFFD."""
+    """Return a path as JSON can carry it: bytes that are no UTF-8 are shown as U+FFFD."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
@@ -12616,7 +12616,7 @@ def content_response(
 def multirange_response(
     content: Content, fields: list[tuple[str, str]], ranges: Sequence[tuple[int, int]]
 ) -> Response:
-    """Several ranges as multipart/byteranges (RFC 9110 §14.6)."""
+    """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
     length, parts = 0, list[Segment]()
     for first, last in ranges:
@@ -12656,7 +12656,7 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
 
 
 def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
-    """What tells a browser which pages may read an answer (Fetch Standard, CORS protocol)."""
+    """Return what tells a browser which pages may read an answer (Fetch Standard, CORS)."""
     if not origins:
         return []
     exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
@@ -12824,7 +12824,7 @@ class Application(Service):
         return {**parameters, **parsed}
 
     def _choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
-        """The route of a method; 404 or 405."""
+        """Return the route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
         method = "GET" if head.method == "HEAD" else head.method
@@ -12922,12 +12922,12 @@ class Application(Service):
         return network_of(client_address(head.headers, peer, self.app.settings.trusted_proxies))
 
     def is_prompt(self, head: RequestHead) -> bool:
-        """Whether a request waits for neither disk nor index: a credential may be looked up."""
+        """Return whether a request needs neither disk nor index; a credential may need them."""
         anonymous = head.authorization is None and "cookie" not in head.headers
         return head.target in self._prompt and anonymous and not head.has_body
 
     def inline(self, head: RequestHead, turn: int) -> Response | None:
-        """The answer to a GET of a hot file by who is known to be let; None for all else.
+        """Return the answer to a GET of a hot file by who is known to be let; None for all else.
 
         Within one turn a file on disk is looked at once. In the turn 0, which is a thread's, the
         disk may be waited for; in others that gives None.
@@ -13036,14 +13036,14 @@ class Accepted(Exchange):
 
 
 def validators_of(thing: object) -> tuple[str, float | None]:
-    """The entity tag and the time of change of what is in the index; only files have a tag."""
+    """Return entity tag and time of change of what is in the index; only files have a tag."""
     if isinstance(thing, File):
         return f'"{thing.sha256}"', thing.mtime_ns / 1e9
     return "", getattr(thing, "updated_at", getattr(thing, "updated", None))
 
 
 def open_hot(hot: HotFile) -> Content:
-    """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
+    """Open the content of a large hot file; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     with undoing(source.close):
         if not hot.is_current(os.fstat(source.fileno())):
@@ -13058,7 +13058,7 @@ def close_source(content: Content) -> None:
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
-    """Whether a file answer can be begun in the selector's thread; a short one is read for it."""
+    """Return whether the selector's thread can begin a file's answer; a short one is read."""
     if response.status == 304 or head.method == "HEAD" or response.length > HOT_FILE_BYTES:
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
@@ -13084,7 +13084,7 @@ def gzip_bytes(body: bytes) -> bytes:
 
 
 def as_http_error(error: Exception) -> HTTPError:
-    """What a client is told of an exception: never a path, a stack or a secret."""
+    """Return what a client is told of an exception: never a path, a stack or a secret."""
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, TooLarge):
@@ -13140,7 +13140,7 @@ DJANGO_MESSAGES = {
 
 
 def error_response(error: HTTPError, family: str) -> Response:
-    """An error in the shape of its family (CONTRACT.md, section 3)."""
+    """Return an error in the shape of its family (CONTRACT.md, section 3)."""
     status, value = error.status, dict[str, Any](detail=error.detail)
     if family == "accounts":
         value |= error.members
