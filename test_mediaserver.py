@@ -6527,17 +6527,34 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
     assert bare_server.service.accepted == ["/a", "/b"]
 
 
-@pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
-def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
+@pytest.mark.parametrize(
+    ("data", "soon"),
+    [(post("/a", 100_000), 0), (post("/a", 100_000), DEADLINE), (b"GET / HTTP/1.1\r\nX: ", 0)],
+)
+def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data, soon):
+    monkeypatch.setattr(ms, "BODY_SECONDS", soon)  # that a thread waits itself
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(post("/quick", 50_000) + bytes(50_000))  # which earns no time for the next
         assert raw.answer().status == 200
         raw.send(data)
-        while not select.select([raw.socket], [], [], 0.02)[0]:
+
+        def is_answered() -> bool:
             raw.send(b"a")
+            return bool(select.select([raw.socket], [], [], 0.02)[0])
+
+        wait_until(is_answered, "an end")
         assert raw.answer().status == 408
+
+
+def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
+    set_patience(monkeypatch, 0.05)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/wait"))
+        assert not select.select([raw.socket], [], [], 0.2)[0]
+        bare_server.service.going_on.set()
+        assert raw.answer().status == 200
 
 
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server):
