@@ -3475,6 +3475,35 @@ def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next
     assert files_below(tmp_path) == set()
 
 
+def test_links_are_listed_and_folders_are_not(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"in/a.png": b"a", "in/below/b.png": b"b"})
+    (tmp_path / "in/dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in/folder").symlink_to(tmp_path)
+    names = {name for name, _ in folder.files_in("in")}
+    assert names == {"a.png", "dangling", "folder"}
+
+
+def test_a_file_gets_another_name_or_it_is_said_why_not(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"a.png": b"a", "b.png": b"b"})
+    assert folder.link_in("c/d.png", folder, "a.png") == 0
+    assert (tmp_path / "c/d.png").samefile(tmp_path / "a.png")
+    assert folder.link_in("e.png", folder, "nothing.png") == errno.ENOENT
+    assert folder.link_in("b.png", folder, "a.png") == errno.EEXIST
+    assert (tmp_path / "b.png").read_bytes() == b"b"
+
+
+def test_two_requests_cannot_go_on_with_one_file(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {".incoming/a": b"abc"})
+    first = folder.resume(".incoming/a", ms.Limit(10, ""))
+    with pytest.raises(BlockingIOError):
+        folder.resume(".incoming/a", ms.Limit(10, ""))
+    first.pause()
+    first.discard()
+
+
 def test_a_file_that_goes_away_meanwhile_is_only_not_listed(tmp_path, monkeypatch):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     fill(tmp_path, {"in/a.png": b"a", "in/b.png": b"b", "in/c.png": b"c"})
@@ -3997,6 +4026,16 @@ def test_what_a_crash_leaves_of_an_object_is_found_at_the_next_start(
     is_stored = known and moment in {"sent", "removing"}
     assert bucket.is_gone("a.png") is not is_stored
     assert has_parts(bucket) is (known and moment == "in parts")
+
+
+def test_an_object_that_the_index_could_not_forget_stays(bucket, tmp_path):
+    incoming = arrive(bucket, b"some bytes")
+    assert bucket.keep(incoming, ["a.png"]) == "a.png"
+    incoming.discard(undo=False)
+    with pytest.raises(Crash), bucket.removing(["a.png"]):
+        raise Crash
+    assert read_from(bucket, "a.png") == b"some bytes"
+    assert not files_below(tmp_path)  # no note to remove it
 
 
 def has_parts(bucket: Any) -> bool:
@@ -6557,11 +6596,12 @@ def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
         assert raw.answer().status == 200
 
 
-def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server):
+def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
         wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
     wait_until(lambda: not bare_server.connections.descriptors, "the end of the connection")
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
