@@ -44,6 +44,7 @@ import threading
 import time
 import tracemalloc
 import types
+import unicodedata
 import urllib.error
 import urllib.request
 import uuid
@@ -70,8 +71,8 @@ DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
-    "rclone", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
-    "wget",
+    "rclone", "rsync", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare",
+    "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -335,7 +336,7 @@ for line in sys.stdin:
         os.environ.update(environment)
         os.chdir(folder)
         time.tzset()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, program.SIGNALS - {signal.SIGCHLD})
         sys.exit(program.main())
 """
 
@@ -814,7 +815,54 @@ def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
     data.mkdir(parents=True)
     os.mkfifo(data / "secrets.env")
     ended = run_program("--storage_dir", data.parent, "--port", "0", cwd=tmp_path)
-    assert (ended.returncode, "DATABASE_DIR" in ended.stderr) == (2, True)
+    assert (ended.returncode, "secrets.env: cannot be read" in ended.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "said"), [(".env", ".env"), ("key.pem", "PUBLIC_KEY_PATH")])
+def test_a_pipe_in_a_file_s_place_holds_up_no_start(tmp_path, name, said):
+    os.mkfifo(tmp_path / name)
+    ended = run_program(
+        "--storage_dir", "x", "--port", "0", cwd=tmp_path,
+        **({"PUBLIC_KEY_PATH": name} if name == "key.pem" else {}),
+    )  # fmt: skip
+    assert (ended.returncode, said in ended.stderr, "pipe" in ended.stderr) == (2, True, True)
+
+
+@pytest.mark.parametrize(("command", "version"), [("serve", 0), ("serve", 3), ("trash empty", 0)])
+def test_another_program_s_database_is_no_index_and_stays_as_it_is(tmp_path, command, version):
+    theirs = tmp_path / "theirs.sqlite3"
+    (tmp_path / "x").mkdir()
+    make_database(theirs, {"user": [{"id": 1, "name": "x"}], "django_migrations": [{"id": 1}]})
+    with contextlib.closing(sqlite3.connect(theirs)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    before = theirs.read_bytes()
+    words = (*command.split(), "--storage_dir", "x", *(["--port", "0"] * (command == "serve")))
+    ended = run_program(*words, cwd=tmp_path, DATABASE_URL=f"sqlite:///{theirs}")
+    assert (ended.returncode, "another program's" in ended.stderr) == (2, True)
+    assert theirs.read_bytes() == before
+    assert not {path.name for path in tmp_path.iterdir()} - {"x", theirs.name}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_is_told_to_stop_says_so_in_one_line(start, workers):
+    running = start(workers=workers)
+    assert "stopped" not in running.log
+    running.stop()
+    assert running.log.endswith("\nmediaserver: stopped, as it was told to\n")
+
+
+def test_a_line_of_a_dotenv_that_cannot_be_read_is_told_once(tmp_path):
+    (tmp_path / ".env").write_text("QUIET=false\n=x\n")
+    environment = {**BARE_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, PROGRAM, "--storage_dir", "x", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        said = ""
+        while "upload a picture" not in said:
+            said += process.stderr.readline()
+        process.terminate()
+    assert said.count("mediaserver: .env: cannot read the line that begins at '=x'") == 1
 
 
 def test_a_folder_may_stand_alone(settings_of, capsys, monkeypatch):
@@ -1010,14 +1058,40 @@ def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, worker
     assert running.process.wait(DEADLINE) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@contextlib.contextmanager
+def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in which the program has begun: Python itself has, and it has read the file."""
+    command = [sys.executable, PROGRAM, *options]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.exists():
+            pytest.skip("needs /proc")
+        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")
+        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
+    tmp_path, number, command
+):
+    with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
+        process.send_signal(number)
+        code = process.wait(DEADLINE)
+        assert code == 0 if command == "serve" else code in {-number, 130}
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_sighup_ends_no_service_while_python_begins():
+    unit = (HERE / "mediaserver.service").read_text()
+    before = re.search("^ExecStart=(.*)/usr/bin/python3 ", unit, re.MULTILINE)[1].split()
+    assert said_by(*before, "sh", "-c", "kill -HUP $$; echo alive") == (0, "alive\n")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_ends_nothing_at_any_moment_and_a_flood_of_it_is_cheap(tmp_path, workers):
-    command = [sys.executable, PROGRAM, tmp_path, "--port", "0", "--workers", workers]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        status = Path(f"/proc/{process.pid}/status")
-        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")  # Python itself has begun
-        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+    with begun(tmp_path, str(tmp_path), "--port", "0", "--workers", workers) as process:
         flood = threading.Event()
 
         def send() -> None:
@@ -1195,15 +1269,15 @@ def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str],
 
 def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
     key = ms.derive_key("secret", "file url")
-    signature, expires = ms.sign_file(key, "a-b", int(NOW)), str(int(NOW))
-    assert ms.verify_file_signature(key, "a-b", expires, signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", expires, signature, NOW + 1)
-    assert not ms.verify_file_signature(key, "a-c", expires, signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", str(int(NOW) + 9), signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", "1e99", signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", expires, "é\ud800", NOW)
+    signature, expires = ms.sign_until(key, "a-b", int(NOW)), str(int(NOW))
+    assert ms.verify_until(key, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(key, "a-b", expires, signature, NOW + 1)
+    assert not ms.verify_until(key, "a-c", expires, signature, NOW)
+    assert not ms.verify_until(key, "a-b", str(int(NOW) + 9), signature, NOW)
+    assert not ms.verify_until(key, "a-b", "1e99", signature, NOW)
+    assert not ms.verify_until(key, "a-b", expires, "é\ud800", NOW)
     other = ms.derive_key("secret", "page url")
-    assert not ms.verify_file_signature(other, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(other, "a-b", expires, signature, NOW)
 
 
 # --- Passwords
@@ -1629,7 +1703,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
         return ms.find_principal(None, None, keys, now, None, cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
-    seen = seen._replace(issued=NOW)
+    seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
     assert found(good) == found(good, NOW + 12 * 3600 - 1) == seen
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
@@ -1680,6 +1754,8 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
+    view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
+    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
     demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -2002,7 +2078,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
         once = scoped("read", uses=1, key=app.keys.scoped_key)
         application = ms.Application(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
-        running.port = running.server_port
+        running.port = running.socket.getsockname()[1]
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
         statuses = []
@@ -3142,7 +3218,7 @@ def index(tmp_path: Path) -> Iterator[ms.Index]:
 def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
     """How SQLite goes about each SELECT that `ask` has the index run."""
     run, read = [], index.read
-    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    index.read = lambda sql, *values, db=None: run.append((sql, values)) or read(sql, *values)
     ask()
     del index.read
     selects = [(sql, values) for sql, values in run if sql.startswith("SELECT")]
@@ -3181,7 +3257,7 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
 
 
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -3225,7 +3301,9 @@ def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
 def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
     counted: list[str] = []
     read = index.read
-    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    monkeypatch.setattr(
+        index, "read", lambda *given, **db: counted.append(given[0]) or read(*given, **db)
+    )
     assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
     assert len([sql for sql in counted if "count(*)" in sql]) == 1
     index.set_meta("x", "1")
@@ -3264,14 +3342,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     spare = ms.SpareSpace(tmp_path / "index")
     held = tmp_path / "index-spare"
     spare.hold()
-    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert (held.stat().st_size, spare.missed_at) == (ms.SPARE_BYTES, None)
     assert spare.give_up()
-    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (False, True)
+    assert (held.exists(), spare.missed_at is None, spare.give_up()) == (False, False, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at is None) == (False, False)
     monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (True, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at) == (True, None)
 
 
 def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
@@ -3279,7 +3357,7 @@ def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
     spare = ms.SpareSpace(tmp_path / "index")
     spare.hold()
-    assert (spare.is_missed, [*tmp_path.iterdir()]) == (True, [])
+    assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
 
 
 def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
@@ -3529,12 +3607,12 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
     folder.keep(first, ["a.png"])
-    status = first.status()
+    status = os.fstat(first.file.fileno())
     assert status.st_nlink == 1  # nothing is left to change its ctime
     first.discard(undo=False)
     first.discard()  # undoes nothing any more
     folder.keep(equal, ["b.png"], "a.png")
-    assert equal.status().st_ino == status.st_ino
+    assert os.fstat(equal.file.fileno()).st_ino == status.st_ino
     assert not equal.put_back()
     equal.discard()
     refused = arrive(folder, b"abcd")
@@ -4157,11 +4235,12 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
 def try_thumbnail(
     thumbnails, source, kind="image", duration=None, sha256=SHA, root="library", ahead=False
 ):
-    with open(source, "rb", buffering=0) as file:
+    folder = ms.Folder(root, source.parent, make=False, buffers=ms.WriteBuffers())
+    with folder.open(source.name) as file:
         facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
-        facts = facts._replace(kind=kind, duration=duration)
-        known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
-        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts), ahead=ahead)
+        known = ms.File(root, source.name, sha256, *ms.state_of(os.fstat(file.fileno())), 0)
+    asset = ms.Asset(sha256, known.size, facts._replace(kind=kind, duration=duration))
+    return thumbnails.make(folder, known, asset, ahead=ahead)
 
 
 def near(pixel, colour):
@@ -5057,6 +5136,19 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
 
+def test_a_picture_that_cannot_be_read_keeps_no_other_one_from_its_thumbnail(
+    decoding, monkeypatch
+):
+    fill(decoding.path, {f"{size}.png": png(size, 9) for size in range(20, 26)})
+    assert decoding.scanner.scan()
+    unreadable = decoding.index.assets.without_thumbnail(["image"], 1, "")[0][0]
+    ensure = failing(decoding.renditions.ensure_thumbnail, OSError(errno.EIO, "no"), unreadable)
+    monkeypatch.setattr(decoding.renditions, "ensure_thumbnail", ensure)
+    assert not decoding.renditions.make_all()
+    missing = [name for name, thumbnail in decoding.states().items() if thumbnail is None]
+    assert missing == [unreadable.path]
+
+
 def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
@@ -5081,6 +5173,35 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
     assert scanning.unreadable == 0
     assert re.search(r"scanned 2 files in [\d.]+ s\n$", capsys.readouterr().err)
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
+
+
+@pytest.mark.parametrize(
+    ("reader", "moment"), [("GET", "forgotten"), ("GET", "deleted"), ("scan", "deleted")]
+)
+def test_what_is_deleted_while_it_is_read_does_not_come_back(
+    scanning, monkeypatch, reader, moment
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    found = scanning.index.files.get("library", "a.png")
+    os.utime(scanning.path / "a.png", ns=(0, found[0].mtime_ns))  # a new ctime: it is read again
+    files, deleting = scanning.index.files, contextlib.ExitStack()
+
+    def delete() -> None:  # as far as it has come once the reader goes on
+        deleting.enter_context(scanning.folder.removing(["a.png"]))
+        scanning.index.write(lambda db: files.remove(db, "library", "a.png"))
+        if moment == "deleted":
+            deleting.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "describe", after(ms.describe, delete))
+        if reader == "GET":
+            assert scanning.scanner.current(found) is None
+        else:
+            scanning.scanner.scan()
+    deleting.close()
+    assert set(scanning.states()) == {"b.png"}
+    assert not (scanning.path / "a.png").exists()
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
@@ -5304,7 +5425,7 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
     scanning, monkeypatch
 ):
-    watcher, go, begun = ms.Watcher(scanning.folder, scanning.scanner), threading.Event(), []
+    watcher, go, begun = ms.Watcher(scanning.folder, [], scanning.scanner), threading.Event(), []
 
     def is_missing() -> bool:
         begun.append(go.wait(DEADLINE))
@@ -5344,10 +5465,31 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
 
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
-    renditions.wake()
+    renditions.note_upload()
     renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
+
+
+@pytest.mark.parametrize("path", ["/upload", "/image/a.png", "/upload-image", "/entity/"])
+def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp_path, path):
+    """From the moment that one begins, and again when it is over."""
+    settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
+    ms.make_folders(settings)
+    texts, field = ({"is_collection": "0"}, "image") if "entity" in path else ({}, "file")
+    body, content_type = form("a.png", png_of(2000), field, **texts)
+    sent = post(path, len(body), f"Content-Type: {content_type}").removesuffix(b"\r\n\r\n")
+    sent = sent.replace(b"POST", b"PUT") if "/image/" in path else sent
+    with ms.opened_app(settings) as app:
+        seen = list[float]()
+        app.renditions.note_upload = lambda: seen.append(len(received))
+        received = bytearray()
+        accepted = ms.Application(app, ms.ROUTES)(ms.parse_request_head(sent), "127.0.0.1")
+        for piece in (body[:1000], body[1000:]):
+            received += piece
+            accepted.feed(memoryview(piece))
+        assert accepted.finish().status == 201
+    assert seen == [1000, len(body)]
 
 
 # ======================================================================================
@@ -6418,7 +6560,6 @@ def set_patience(monkeypatch, seconds: float) -> None:
         if state is not ms.State.LINGERING:
             monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
     monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
-    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
 
 
 class EchoService:
@@ -6469,7 +6610,7 @@ class EchoService:
 def close_bare(server: ms.Server) -> None:
     for connection in server.connections.within(*ms.WAITS):
         server.connections.enter(connection, ms.State.CLOSED)
-    for item in (server._alarm, server._wakeup, server._selector):
+    for item in (server._alarm, server.wakeup, server._selector):
         item.close()
 
 
@@ -6482,7 +6623,7 @@ def bare_server(monkeypatch):
     for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
-    bare.port = bare.server_port
+    bare.port = bare.socket.getsockname()[1]
     thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
     thread.start()
     yield bare
@@ -6518,13 +6659,13 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server.runner.pools.bodies._limit = 1
+    bare_server.runner.pools["body"]._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
         wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server.runner.pools.bodies.has_backlog)
+        wait_until(lambda: bare_server.runner.pools["body"].waiting)
         bare_server.service.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
@@ -6654,7 +6795,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
 ):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 1000)
     monkeypatch.setattr(ms, "MAX_DEFERRED", 92)
-    most = ms.MAX_DEFERRED + ms.DEFERRED_THREADS["decoder"]
+    most = ms.MAX_DEFERRED + ms.THREADS["decoder"]
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(most)]
         for number, raw in enumerate(slow):
@@ -6662,7 +6803,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
                 raw.send(post(f"/deferred{number}", 1) + b"x")
             else:
                 raw.send(get_line(f"/deferred{number}"))
-        wait_until(bare_server.runner.pools.deferred["decoder"].is_full)
+        wait_until(lambda: bare_server.runner.pools["decoder"].waiting == ms.MAX_DEFERRED)
         with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
@@ -6673,7 +6814,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
     pools = bare_server.runner.pools
-    pools.short._limit = pools.bodies._limit = 2
+    pools["relief"]._limit = pools["body"]._limit = 2
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
         for number, raw in enumerate(slow):
@@ -6753,11 +6894,12 @@ def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(
         body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
         body.send(post("/slow", 2) + b"a")
         head.send(b"GET /")
-        for raw in reversed(idle):
+        for number, raw in enumerate(reversed(idle), 1):
             raw.send(get_line("/a"))
             assert raw.answer().status == 200
-        expected = {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
-        wait_until(lambda: states(bare_server) == expected)
+            wait_until(lambda number=number: states(bare_server)[ms.State.IDLE] == number)
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        assert states(bare_server) == {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
         for raw in (*reversed(idle), head, body):
             assert bare_server.connections.make_room()
             assert raw.is_closed()
@@ -6783,28 +6925,26 @@ def test_only_want_of_descriptors_closes_a_connection_for_another(
 
 
 def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeypatch):
-    workers = ms.ShortWorkers("test", 3)
-    workers.start()
+    workers, others = ms.Workers("test", 1), ms.Workers("others", 1)
     begun, go_on, second, third = (threading.Event() for _ in range(4))
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
     workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
     assert begun.wait(DEADLINE)
     workers.submit(second.set)
-    workers.relieve()
-    assert workers.is_waiting()
+    workers.relieve(others)
+    assert workers.waiting == 1
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", -1)
-    workers.relieve()
+    workers.relieve(others)
     assert second.wait(DEADLINE)
+    go_on.set()
     workers.submit(third.set)
     assert third.wait(DEADLINE)
-    go_on.set()
 
 
 @pytest.mark.parametrize(
-    ("missing", "at_hand"),
-    [(None, True), (0, False), (ms.SAMPLE_BYTES, False), (ms.SAMPLE_BYTES + 6, False), (-1, True)],
+    ("missing", "at_hand"), [(None, True), (3, False), (ms.SEND_BYTES + 2, False), (-1, True)]
 )
-def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
+def test_a_file_is_at_hand_where_the_first_and_last_byte_of_what_is_sent_next_are(
     monkeypatch, missing, at_hand
 ):
     def preadv(descriptor: int, buffers: Any, offset: int, flags: int) -> int:
@@ -6815,7 +6955,7 @@ def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
 
     monkeypatch.setattr(os, "preadv", preadv)
     with open(os.devnull, "rb", buffering=0) as file:
-        assert ms.FileSlice(file, 0, ms.SAMPLE_BYTES + 7).is_at_hand() == at_hand
+        assert ms.FileSlice(file, 3, ms.SEND_BYTES + 7).is_at_hand() == at_hand
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
@@ -6897,7 +7037,7 @@ def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
-    set_patience(monkeypatch, 0.3)
+    bare_server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
         raw._more()
@@ -7007,10 +7147,10 @@ def test_a_worker_that_fails_says_why(capfd):
 def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.lifeline = None if alone else bare.socket
-    with bare, contextlib.ExitStack() as stack:
+    with bare.socket, contextlib.ExitStack() as stack:
         stack.callback(close_bare, bare)
         for _ in range(3):
-            stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
+            stack.enter_context(socket.create_connection(bare.socket.getsockname(), DEADLINE))
         bare._accept()
         assert len(bare.connections.held) == taken
 
@@ -7909,16 +8049,33 @@ def test_a_page_of_the_list_that_cannot_be_is_400(server, query):
     assert server.get(f"/media?{query}").status == 400
 
 
-@pytest.mark.parametrize(
-    "condition", [{"If-Match": '"0"'}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}]
-)
-def test_no_other_image_is_deleted_than_the_one_that_the_request_is_about(server, condition):
-    made = server.upload(png_of(1_207)).json
-    path = f"/media/{made['filename']}"
-    assert server.request("DELETE", path, headers={**OWNER, **condition}).status == 412
-    assert server.get(path).status == 200
-    right = {"If-Match": f'"{made["sha256"]}"'}
-    assert server.request("DELETE", path, headers={**OWNER, **right}).status == 200
+def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
+    running, long_ago = start(auth_disabled="true"), "Thu, 01 Jan 1970 00:00:00 GMT"
+    image = running.upload(png()).json
+    tag = f'"{image["sha256"]}"'
+    things = {f"/media/{image['filename']}": ["DELETE"]}
+    body, content_type = form(None, b"", is_collection="true")
+    made = running.request("POST", "/entity/", body, {"Content-Type": content_type}).json
+    things[f"/entity/{made['id']}"] = ["PUT", "PATCH", "DELETE"]
+    for path in ("/api/media/media/", "/api/media/collections/"):
+        _, made = running.call("POST", path, {"name": "a", "type": "image"})
+        things[f"{path}{made['id']}/"] = ["PUT", "PATCH", "DELETE"]
+    for path, methods in things.items():
+        wrong = [
+            {"If-Match": '"0"'}, {"If-Match": f'W/{tag}, "0"'}, {"If-Unmodified-Since": long_ago},
+            {"If-None-Match": "*"}, {"If-Match": "*", "If-None-Match": "*"},
+            *([{"If-None-Match": f'"0", W/{tag}'}] if path.startswith("/media/") else []),
+        ]  # fmt: skip
+        for method, condition in itertools.product(methods, wrong):
+            answer = running.request(method, path, headers=condition)
+            assert answer.status == 412, (method, path, condition)
+            missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
+            assert missing.status == 404, (method, path, condition)
+        assert running.get(path).status == 200
+        right = {"If-Match": tag if path.startswith("/media/") else "*",
+                 "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
+        assert running.request("DELETE", path, headers=right).status in {200, 204}
+        assert running.request("DELETE", path, headers=right).status == 404
 
 
 def test_a_deleted_image_is_gone_from_everywhere(server):
@@ -8252,6 +8409,21 @@ def test_names_of_files_are_utf_8_in_any_locale(start, tmp_path):
     assert (answer.status, answer.json["filename"]) == (201, "日.png")
     assert running.store(content, "ü.png").status == 201
     assert running.get("/image/%C3%BC.png", **READER).body == content
+
+
+@pytest.mark.parametrize("name", ["images", "users", "entities"])
+def test_a_folder_of_the_servers_own_that_is_gone_is_degraded_until_it_is_back(start, name):
+    running = start()
+    running.scanned()
+    assert running.store(png()).status == 201
+    folder, away = running.data / name, running.data / "away"
+    folder.rename(away)
+    health = running.get("/health").json
+    assert health["status"] == "degraded"
+    assert health["problems"] == [f"Folders of the server that are not there: {name}."]
+    assert not folder.exists()
+    away.rename(folder)
+    assert running.get("/health").json["status"] == "ok"
 
 
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
@@ -9606,6 +9778,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "nobody"}, "Enter a valid email address."),
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
+        ({"email": "a@192.0.2.1"}, "Enter a valid email address."),
+        ({"email": "a@b_c.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
         ({"email": "a@b.de\0"}, "Null characters are not allowed."),
         ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
@@ -10077,7 +10251,8 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         assert told == ("new" in outcomes and not options)
         return outcomes
 
-    all_in, left = ["2019/ü a.png", "b.gif"], ["2019/fake.jpg", "note.txt"]
+    all_in = ["2019/ü a.png", "b.gif"]
+    left = ["2019/fake.jpg", "note.txt", "link.png", ".thumbnails/"]
     assert imported("--dry-run") == {"new": all_in, "left": left}
     assert not (running.storage / "imported").exists()
     assert imported() == {"new": all_in, "left": left}
@@ -10088,6 +10263,57 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         assert copy.stat().st_mtime_ns == (source / name).stat().st_mtime_ns
     running.rescan()
     assert running.get(f"/image/{sha256(content['b.gif'])}").body == content["b.gif"]
+
+
+ACCOUNT = {"id": 3, "email": "x@example.com", "password": "pbkdf2_sha256$1$a$b"}
+ITEM = {"model": "media_handler.media", "pk": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"auth_user": [ACCOUNT]}, 1, "failed\ttable auth_user of other.db\taccounts"),
+        ({"people_person": [ACCOUNT, {**ACCOUNT, "id": 4}]}, 1, "failed\ttable people_person of"),
+        ([{"model": "auth.user", "pk": 3, "fields": ACCOUNT}], 1, "failed\ttable auth_user"),
+        ([{**ITEM, "fields": {"name": "x"}}], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{"model": "media_handler.media", "fields": {}}], 1, "failed\tmedia None"),
+        ([ITEM], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{"model": "auth.group", "pk": 3, "fields": {}}], 0, "left\ttable auth_group"),
+        ({"django_migrations": [{"id": 1}], "empty_ones": []}, 0, "left\ttable django_m"),
+        (b"", 0, "left\tother.png\tno record names it"),
+        (b'{"kind": "no dump"}', 0, "7 taken in, 0 are here already, 0 left, 0 failed"),
+        (b'[{"model": "auth.user", ' + b" " * 2000, 1, "looks like a dump, but cannot be read"),
+    ],
+)  # fmt: skip
+def test_an_import_from_a_database_says_what_it_leaves_out_and_why(tmp_path, more, status, told):
+    source = tmp_path / "old"
+    media_handler(source, "databases")
+    if isinstance(more, dict):
+        tables = {name: rows for name, rows in more.items() if rows}
+        make_database(source / "other.db", tables)
+    elif more:
+        text = more if isinstance(more, bytes) else json.dumps(more).encode()
+        (source / "other.json").write_bytes(text)
+    else:
+        (source / "other.png").write_bytes(png())
+        fill(source, {"static/a/b.svg": b"<svg/>", "static/c.svg": b"<svg/>", "x/y.py": b"x"})
+    (tmp_path / "new").mkdir()
+    run = run_program("import", source, "--storage_dir", tmp_path / "new", cwd=tmp_path)
+    said = run.stdout + run.stderr
+    assert told in said, said
+    assert "Traceback" not in said
+    assert run.returncode == status
+    assert ("static/\t2 files, no record names it" in said) == (more == b"")
+    assert "x/" not in said
+
+
+@pytest.mark.parametrize("into", [(), ("--into", "entities")])
+def test_a_folder_with_accounts_of_another_kind_is_made_public_by_no_guess(tmp_path, into):
+    fill(tmp_path, {"old/a/b.png": png(), "new/c.png": png()})
+    make_database(tmp_path / "old/db.sqlite3", {"auth_user": [ACCOUNT]})
+    run = run_program("import", "old", *into, "--storage_dir", "new", cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "table auth_user of db.sqlite3 has accounts" in run.stderr
 
 
 def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
@@ -10313,6 +10539,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     first, again = (owner_says(running, "import", source) for _ in range(2))
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
+    assert "left\tentity 6\tit was deleted there" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
@@ -10715,7 +10942,7 @@ def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(st
     assert user.upload(png_of(100_001))[0] == 413
     assert user.upload(png_of(100_000))[0] == 201
     assert len(user.files()) == 2
-    assert "\tactive\t3.0 MB" in owner_says(running, "user", "list").stdout
+    assert "\tactive\t2.861 MB" in owner_says(running, "user", "list").stdout
 
 
 def test_uploads_at_once_exceed_no_quota(start):
@@ -11939,6 +12166,11 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, metadata(target="videos", filename="a.png")),
         (400, metadata(target="media", filename="a.txt")),
         (400, metadata(target="media")),
+        (400, metadata(target="library", filename="a.mp4")),
+        (400, metadata(target="library", filename="png")),
+        (400, metadata(target="library", filename="")),
+        (400, metadata(target="library")),
+        (400, metadata(target="images", filename="a.svg")),
         (422, metadata(target="entities", parent_id="x")),
         (400, metadata(target="entities", filename="a.png", parent_id="999999999")),
         (400, metadata(target="entities", filename="a.png", is_collection="true")),
@@ -12584,11 +12816,15 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
         assert wedding.get(wanted).status == 401
         assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
 
-    def unlock(password: str, path: str = path) -> Answer:
+    def unlock(password: str, path: str = path, **fields: str) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        headers |= {name.replace("_", "-"): value for name, value in fields.items()}
         return wedding.request("POST", path, urlencode({"password": password}), headers)
 
     assert unlock("guest").status == 401
+    again = unlock("guest", accept="text/html", accept_language="de")
+    assert again.status == 401 and 'type="password"' in again.body.decode()
+    assert "Das ist nicht das Passwort." in again.body.decode()
     answer = unlock("guests")
     cookie = answer.headers["Set-Cookie"]
     assert (answer.status, answer.headers["Location"]) == (303, path)
@@ -12596,11 +12832,36 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     cookie = cookie.partition(";")[0]
     assert wedding.get(file, cookie=cookie).body == content
     assert len(shared(wedding, made, cookie=cookie)) >= 3
+    german = {"accept": "text/html", "accept-language": "de-AT, en;q=0.9"}
+    assert "Passwort" in wedding.get(path, **german).body.decode()
+    assert '<html lang="de">' in wedding.get(path, cookie=cookie, **german).body.decode()
     other = share(wedding, kind="folder", target="a", password="guests")
     assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
-    assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
-    assert unlock("guests", local(other["url"])).status == 429
     assert "guests" not in wedding.log
+
+
+def test_who_guesses_a_link_s_password_is_shut_out_and_nobody_else_unless_many_do(server):
+    server.upload(content := png())
+    made = share(server, kind="file", target=sha256(content), password="guests")
+
+    def unlock(password: str, address: str) -> int:
+        headers = {"X-Forwarded-For": address, "Content-Type": "application/x-www-form-urlencoded"}
+        body = urlencode({"password": password})
+        return server.request("POST", local(made["url"]), body, headers).status
+
+    def fail(key: str, times: int) -> None:
+        rows = [(sha256(key.encode()), time.time(), str(n), 1) for n in range(times)]
+        with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db, db:
+            db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, ?)", rows)
+
+    guesser, guest = (f"2001:db8:{next(SERIAL) % 65535 + 1:x}::1" for _ in range(2))
+    fail(f"address {guesser.removesuffix('1')}/64", 19)
+    fail(f"share {made['id']}", 19)
+    assert [unlock("wrong", guesser) for _ in range(2)] == [401, 429]
+    assert unlock("guests", guesser) == 429
+    assert unlock("guests", guest) == 303
+    fail(f"share {made['id']}", 200)
+    assert unlock("guests", guest) == 429
 
 
 def told_picture(kind: str) -> tuple[bytes, bytes]:
@@ -12645,6 +12906,26 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     path = local(shared(server, bare)[0]["url"])
     part = server.get(path, Range="bytes=5-24")
     assert (part.status, part.body) == (206, answer.body[5:25])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_that_leaves_something_out_tells_no_hash_and_no_size_of_what_it_left(start, kind):
+    running, content = start(), told_picture("JPEG")[0]
+    fill(running.storage, {"a/1.jpg": content, "a/2.png": png()})
+    running.rescan()
+    target = {"file": sha256(content), "folder": "a"}[kind]
+    made = share(running, kind=kind, target=target, strip=True)
+    listed = running.get(local(made["url"]))
+    sent = running.get(local((file := listed.json["files"][0])["url"]))
+    assert (sent.status, file["size"]) == (200, None)
+    assert len(sent.body) < len(content)
+    said = [listed.body.decode(), *sent.headers.values()]
+    said.append(running.get(local(made["url"]), accept="text/html").body.decode())
+    assert not [text for text in said if sha256(content) in text or str(len(content)) in text]
+    assert running.get(local(file["thumbnail"])).body.startswith(b"\x89PNG")
+    assert running.get(f"{local(made['url'])}/{sha256(content)}").status == 404
+    other = share(running, kind=kind, target=target, strip=True)
+    assert shared(running, other)[0]["url"].rpartition("/")[2] not in file["url"]
 
 
 def sent_by_a_link(content: bytes) -> bytes:
@@ -13059,6 +13340,32 @@ def test_a_link_gives_no_more_than_its_maker_may_still_read(closed, kind, lost):
     assert (closed.get(local(made["url"])).status, closed.get(path).status) == wanted
 
 
+@pytest.mark.parametrize("change", ["disable", "revoke", "passwd"])
+def test_a_link_ends_with_its_maker_s_account_and_rests_while_he_may_not_read(closed, change):
+    """So it does with what a record's URL is signed for: a disabled account's is over."""
+    user, headers, _ = member(closed)
+    made = share(closed, headers, kind="file", target=shareable(closed, headers, "file")[0])
+    body, content_type = form("a.png", png(), name="a")
+    headers = {**headers, "Content-Type": content_type}
+    signed = local(closed.request("POST", MEDIA, body, headers).json["file"])
+    permissions = (ms.READ_PERMISSION, ms.WRITE_PERMISSION)
+    before, after = {
+        "disable": (("disable",), ("enable",)), "passwd": (("passwd",), ("passwd",)),
+        "revoke": (("revoke", *permissions), ("grant", *permissions)),
+    }[change]  # fmt: skip
+
+    def found(command: tuple[str, ...]) -> tuple[int, int]:
+        word, *rest = command
+        assert owner_says(closed, "user", word, user.name, *rest, stdin="x" * 9).returncode == 0
+        opened = closed.get(local(made["url"])).status
+        return opened, closed.get(signed).status
+
+    assert found(before) == {"disable": (404, 401), "revoke": (404, 200)}.get(change, (200, 200))
+    assert found(after) == ((404, 401) if change == "disable" else (200, 200))
+    listed = closed.call("GET", "/shares", headers=OWNER)[1]
+    assert (made["id"] in [each["id"] for each in listed]) == (change != "disable")
+
+
 def test_a_collection_s_link_shows_pictures_of_others_as_long_as_its_maker_may_read_them(closed):
     user, headers, _ = member(closed)
     shelf = shareable(closed, headers, "collection")[0]
@@ -13154,7 +13461,7 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         answer = server.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
         etag = answer.headers["ETag"]
-        other = b'{"detail":"The file is not the one that the request is about."}'
+        other = b'{"detail":"What is here is not what the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
         for fields, status, body in (
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
@@ -13722,6 +14029,26 @@ def test_a_view_cookie_lets_a_page_show_private_pictures_and_do_nothing(start):
     assert running.get(media, **cookie).body == content
 
 
+def test_a_view_cookie_that_was_ended_is_none_and_others_live_on(start):
+    running = start("--workers", "2", read_auth_enabled="true")
+    name = running.upload(png()).json["filename"]
+    cookies = [cookie_of(open_session(running)) for _ in range(3)]
+
+    def seen() -> list[set[int]]:
+        return [
+            {running.get(path, **cookie).status for path in (f"/media/{name}", "/list") * 4}
+            for cookie in cookies
+        ]
+
+    assert seen() == [{200}] * 3
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    assert seen() == [{200}, {401}, {200}]
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    running.stop()
+    running = start(read_auth_enabled="true")
+    assert seen() == [{200}, {401}, {200}]
+
+
 def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
     answer = open_session(server)
     name, _, rules = answer.headers["Set-Cookie"].partition("=")
@@ -13821,7 +14148,7 @@ def test_the_gallery_can_be_installed(server):
     manifest = answer.json
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
     icons = {(icon["type"], icon["sizes"]): icon["src"] for icon in manifest["icons"]}
-    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "512x512")}
+    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "192x192")}
     for (mime_type, sizes), place in icons.items():
         answer = server.get(f"/{place}")
         assert answer.headers["Content-Type"] == mime_type
@@ -14059,6 +14386,28 @@ def test_the_log_of_requests_tells_who_asked_for_what_and_no_token(start):
              "address": "192.0.2.7", "bytes": 22}  # fmt: skip
     assert known.items() <= lines["/media"].items()
     assert (lines["/entity/%0A1"]["principal"], lines["/entity/%0A1"]["status"]) == ("owner", 404)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_of_the_log_lets_its_reader_in(start, form):
+    server = start(log_format=form)
+    server.upload(content := png())
+    link = share(server, kind="file", target=sha256(content), password="guests")["id"]
+    upload = server.request("POST", "/files?target=", b"", {**OWNER, "Tus-Resumable": "1.0.0",
+        "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
+    opened = upload.headers["Location"].rpartition("/")[2]
+    for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+        assert server.get(path).status in {401, 404}
+    for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
+        server.request("DELETE", path, headers=OWNER)
+    assert server.get("/health").status == 200
+    wait_until(lambda: "/health" in server.log)
+    assert link not in server.log
+    assert opened not in server.log
+    assert re.search("refused .* GET /s/-/?: 401", server.log)
+    assert "/s/-/" + sha256(content) in server.log
+    assert server.log.count("/files/-") == 1
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
@@ -14570,6 +14919,13 @@ def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser,
     browser.see(shown, 1)
 
 
+def test_what_lies_beside_the_folders_is_shown_by_name_too(browser, album):
+    browser.open(album.url + "/gallery?order=name")
+    headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
+    assert browser.see(headings) == "pictures1,a1,a/b2"
+    browser.see("document.querySelectorAll('.tile').length === 4")
+
+
 def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
     known, new, public, text = png(), png(), webp(), b"hello"
     server.put("/image/known.png", known)
@@ -14711,7 +15067,8 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.see("document.querySelector('#login').open")  # the form of signing in is gone
     browser.run(
         "const {elements} = document.querySelector('#login form');"
-        "elements.name.value = '<b>Sommer'; document.querySelector('#login form').requestSubmit()"
+        "elements.newAlbum.value = '<b>Sommer';"
+        "document.querySelector('#login form').requestSubmit()"
     )
     browser.see("document.querySelector('#notice').textContent === 'Added to <b>Sommer.'")
     browser.click("#albums")
@@ -14761,6 +15118,10 @@ def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path
     with zipfile.ZipFile(tmp_path / "pictures.zip") as file:
         assert file.testzip() is None
         assert {*file.namelist()} == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
+    # What is more than an address can name comes in several
+    browser.devtools("Browser.setDownloadBehavior", **{**where, "behavior": "allowAndName"})
+    browser.run("downloadAll(Array(201).fill([...picked.values()]).flat())")
+    wait_until(lambda: len([*filter(zipfile.is_zipfile, tmp_path.iterdir())]) == 3, "two more")
 
 
 def zipped(answer: Answer) -> dict[str, bytes]:
@@ -14790,9 +15151,51 @@ def test_a_zip_file_may_have_some_pictures_alone(album, query):
     assert [*zipped(answer)] == ["a/old.png"]
 
 
-@pytest.mark.parametrize("query", ["only=000000000000", "group=1999-01", "q=none"])
+@pytest.mark.parametrize(
+    "query", ["only=000000000000", "only=", "only=,", "group=1999-01", "q=none"]
+)
 def test_a_zip_file_of_nothing_is_404(album, query):
     assert album.get(f"/gallery/zip?{query}").status == 404
+
+
+ZIPPED_NAMES = {  # in the folder, and in the zip file (APPNOTE.TXT, section 4.4.17.1)
+    "x\\y.png": "y.png",
+    "D:/C:a.png": "D_/C_a.png",
+    "a\nb\t\u202e.png": "ab.png",
+    "NUL/aux.png": "_NUL/_aux.png",
+    "end. /b.png": "end/b.png",
+    "same.png": "same.png",
+    "sub/a.png": "sub/a.png",
+}
+
+
+def test_names_in_a_zip_file_are_names_on_every_system(start, tmp_path):
+    fill(tmp_path / "pictures", {name: png() for name in ZIPPED_NAMES})
+    same = ["SAME.png", "Same.png", "e\u0301.png", "\u00e9.png", "SUB/A.png"]
+    fill(tmp_path / "pictures", {name: png() for name in same})
+    server = start()
+    server.scanned()
+    found = zipped(server.get("/gallery/zip"))
+    assert len(found) == len(ZIPPED_NAMES) + len(same)
+    seen = {unicodedata.normalize("NFC", name).casefold() for name in found}
+    assert len(seen) == len(found)
+    expected = {name.casefold() for name in ZIPPED_NAMES.values()}
+    assert expected <= seen, "what is alone has its name"
+    assert {name for name in ZIPPED_NAMES.values() if "s" not in name} <= {*found}
+
+
+def test_a_zip_file_names_what_is_missing_in_it(start, tmp_path):
+    contents = {name: png() for name in ("a.png", "gone/b.png", "other.png")}
+    fill(tmp_path / "pictures", contents)
+    server = start()
+    server.scanned()
+    (tmp_path / "pictures/gone/b.png").unlink()
+    (tmp_path / "pictures/other.png").write_bytes(png())
+    found = zipped(server.get("/gallery/zip"))
+    note = found.pop("missing.txt").decode().splitlines()
+    assert found == {"a.png": contents["a.png"]}
+    assert {*note[1:]} == {"gone/b.png", "other.png"}
+    assert server.get("/gallery/zip?folder=gone").status == 404
 
 
 def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere(server):
@@ -14800,18 +15203,23 @@ def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere
     for content in contents:
         user.upload(content, "x.png", name="../a/x.png")
     user.upload(wav(), "b.wav", name="sound")
+    for name in (".", "..", "a/.", "\u202e"):
+        user.upload(png(), name=name)
     found = zipped(server.get("/gallery/zip?album=mine", **user.headers))
-    assert {*found} == {"x.png", "x_1.png", "x_2.png", "sound.wav"}
+    files = {"file.png", "file_1.png", "file_2.png", "file_3.png"}
+    assert {*found} == {"x.png", "x_1.png", "x_2.png", "sound.wav", *files}
     assert {found[name] for name in found if name.startswith("x")} == {*contents}
     assert server.get("/gallery/zip?album=mine").status == 401
     assert server.get("/gallery/zip?album=mine", **User(server).headers).status == 404
 
 
 def zip_reader(*paths: Path) -> ms.ZipReader:
-    folder = types.SimpleNamespace(open=io.FileIO)
+    app = types.SimpleNamespace(folders={"": types.SimpleNamespace(open=io.FileIO)})
     files = [ms.File("", str(path), "", *ms.state_of(path.stat()), 0.0) for path in paths]
-    zipped = [ms.Zipped(path.name, file, -1) for path, file in zip(paths, files, strict=True)]
-    return ms.ZipReader({"": folder}, zipped)
+    return ms.ZipReader([
+        ms.Zipped(path.name, file.size, -1, functools.partial(ms.open_unchanged, app, file))
+        for path, file in zip(paths, files, strict=True)
+    ])  # fmt: skip
 
 
 def read_all(reader: ms.ZipReader) -> bytes:
@@ -15297,6 +15705,29 @@ def filled(start) -> Server:
     headers = {**bearer(user_id=user["id"]), "Content-Type": content_type}
     assert running.request("POST", MEDIA, body, headers).status == 201
     return running
+
+
+def test_every_command_that_tells_something_tells_it_as_json_too(filled, tmp_path):
+    entities = Entities(filled)
+    entities.patch(entities.create(png())["id"], is_deleted=True)
+    filled.call("POST", LOGIN, {"email": EMAIL, "password": "12345678"})
+    fill(tmp_path / "old", {"a/b.png": png(), "c.txt": b"x"})
+    backups, new = tmp_path / "backups", tmp_path / "new"
+    for words, expected in {
+        ("user", "list"): {"id", "email", "username", "state", "size", "permissions"},
+        ("user", "sessions", EMAIL): {"id", "created_at", "last_used_at", "user_agent"},
+        ("trash", "list"): {"kind", "id", "deleted_at", "size", "user_id", "name"},
+        ("import", tmp_path / "old", "--dry-run"): {"outcome", "name", "detail"},
+        ("trash", "empty"): {"removed", "bytes"},
+        ("verify",): {"ok", "files", "bytes", "seconds", "duplicates", "damaged", "orphaned"},
+        ("backup", backups): {"ok", "files", "bytes", "seconds", "place", "copied", "changed"},
+        ("migrate", "images", "--to", tmp_path / "box"): {"ok", "files", "copied", "then"},
+        ("restore", backups): {"ok", "files", "bytes", "seconds", "duplicates", "missing"},
+    }.items():
+        storage = new if words[0] == "restore" else filled.storage
+        told = json.loads(run_here(*words, "--json", "--storage_dir", storage))
+        assert expected <= set(told[0] if isinstance(told, list) else told)
+    assert told["ok"] is True
 
 
 def test_a_backup_of_a_running_server_can_be_served_and_a_second_one_costs_what_is_new(
@@ -16014,7 +16445,7 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY["en"].policy]
+    assert answer.headers.get_all("Content-Security-Policy") == [ms.gallery_page("en").policy]
     counts = Counter(answer.headers.keys())
     names = ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy")
     assert [counts[name] for name in names] == [1, 1, 1]
@@ -17147,6 +17578,14 @@ def test_each_section_uses_only_the_sections_above_it():
     assert home["Route"] > home["Response"] > home["Scanner"]
 
 
+def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
+    lines = PROGRAM.read_text("utf-8").splitlines()
+    banners = [line for line in lines if line.startswith(("# --", "# =="))]
+    assert {len(line) for line in banners} == {88, 90}
+    form = re.compile("# ={86}|# -- [A-Zf].*[^- ] -{3,}")
+    assert [line for line in banners if not form.fullmatch(line)] == []
+
+
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
     """The public classes and functions without a docstring; a method may have its base's."""
     for node in body:
@@ -17568,3 +18007,64 @@ def test_ten_thousand_chunks_of_one_byte_cost_little(start):
         raw.send(b"0\r\n\r\n")
         assert raw.answer().status == 201
         print(f"\n{len(body)} chunks of a byte: {cpu() - before:.2f} s of CPU")
+
+
+def costs(*command: object) -> tuple[float, float]:
+    """Seconds of CPU and of the clock that a program takes, with its children."""
+    begun = time.monotonic()
+    process = os.posix_spawnp(
+        str(command[0]), list(map(str, command)), {**os.environ, **SECRETS},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )  # fmt: skip
+    _, status, used = os.wait4(process, 0)
+    assert status == 0, command
+    return used.ru_utime + used.ru_stime, time.monotonic() - begun
+
+
+@pytest.mark.bench
+def test_the_owner_s_tools_beside_sha256sum_rsync_and_a_plain_upload(start, tmp_path):
+    running, places = start(), tmp_path / "backups"
+    contents = [png_of(size) for size in [4_000_000] * 30 + [40_000] * 500]
+    fill(running.storage, {f"{n % 9}/{n}.png": each for n, each in enumerate(contents)})
+    running.rescan()
+    files = list(running.storage.glob("?/*.png"))
+    size, large = sum(map(len, contents)), png_of(100_000_000)
+    program = [sys.executable, ms.__file__]
+    storage = ["--storage_dir", running.storage]
+    receiver = start(storage=str(tmp_path / "receiver"))
+    entities = Entities(receiver)
+
+    def send(tus: bool) -> tuple[float, float]:
+        content = large + unique()
+        before, begun = processor_seconds(receiver.process.pid), time.monotonic()
+        if tus:
+            upload = begin(receiver, len(content))
+            for at in range(0, len(content), 50_000_000):
+                assert upload.send(at, content[at : at + 50_000_000]).status == 204
+        else:
+            entities.create(content)
+        return processor_seconds(receiver.process.pid) - before, time.monotonic() - begun
+
+    def back_up(is_first: bool) -> tuple[float, float]:
+        if is_first:
+            shutil.rmtree(places, ignore_errors=True)
+        return costs(*program, "backup", places, *storage)
+
+    def rsync(is_first: bool) -> tuple[float, float]:
+        if is_first:
+            shutil.rmtree(tmp_path / "rsync", ignore_errors=True)
+        return costs(need("rsync"), "-a", f"{running.storage}/", tmp_path / "rsync")
+
+    ways: dict[str, Callable[[], tuple[float, float]]] = {
+        "verify": lambda: costs(*program, "verify", *storage),
+        "sha256sum": lambda: costs("sha256sum", *files),
+        "first backup": lambda: back_up(True), "first rsync -a": lambda: rsync(True),
+        "second backup": lambda: back_up(False), "second rsync -a": lambda: rsync(False),
+        "tus": lambda: send(True), "plain upload": lambda: send(False),
+    }  # fmt: skip
+    rounds = [{name: way() for name, way in ways.items()} for _ in range(3)]
+    print(f"\n{len(files)} files of {size / 1e6:.0f} MB; uploads of {len(large) / 1e6:.0f} MB:")
+    for name in ways:
+        processor, clock = (statistics.median(each[name][n] for each in rounds) for n in (0, 1))
+        amount = (len(large) if name in {"tus", "plain upload"} else size) / 1e6
+        print(f"{name:16} {processor:5.2f} s of CPU {amount / clock:6.0f} MB/s")
