@@ -3576,6 +3576,27 @@ def test_a_file_gets_another_name_or_it_is_said_why_not(tmp_path):
     assert (tmp_path / "b.png").read_bytes() == b"b"
 
 
+def test_a_link_that_gets_another_name_is_a_link_there(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    (tmp_path / "a.png").symlink_to("/etc/passwd")
+    assert folder.link_in("b.png", folder, "a.png") == 0
+    assert (tmp_path / "b.png").is_symlink()
+
+
+def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(tmp_path, monkeypatch):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+
+    def link(place: ms.Place, target: ms.Place) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    incoming = arrive(folder, b"content")
+    monkeypatch.setattr(ms.Place, "link", link)
+    with pytest.raises(OSError, match="Input/output error"):
+        folder.keep(incoming, ["a.png"])
+    incoming.discard()
+    assert files_below(tmp_path) == set()
+
+
 def test_two_requests_cannot_go_on_with_one_file(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     fill(tmp_path, {".incoming/a": b"abc"})
@@ -4108,6 +4129,30 @@ def test_what_a_crash_leaves_of_an_object_is_found_at_the_next_start(
     is_stored = known and moment in {"sent", "removing"}
     assert bucket.is_gone("a.png") is not is_stored
     assert has_parts(bucket) is (known and moment == "in parts")
+
+
+def test_what_is_restored_into_a_bucket_leaves_nothing_on_disk(bucket, tmp_path):
+    (tmp_path / "kept").write_bytes(b"some bytes")
+    status = os.stat(tmp_path / "kept")
+    (tmp_path / "kept").unlink()
+    bucket.copy_in("a.png", status, [memoryview(b"some "), memoryview(b"bytes")])
+    assert read_from(bucket, "a.png") == b"some bytes"
+    assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "error"),
+    [
+        (200, b"", None), (206, b"", None), (200, b"<Error>late</Error>", errno.EIO),
+        (300, b"", errno.EIO), (307, b"", errno.EIO), (403, b"", errno.EACCES),
+        (404, b"", errno.ENOENT), (412, b"", errno.EEXIST), (503, b"", errno.EIO),
+    ],
+)  # fmt: skip
+def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
+    answer = ms.S3Answer(code, {}, body)
+    with contextlib.nullcontext() if error is None else pytest.raises(OSError) as caught:
+        ms.check_answer(ms.S3Request("GET", "family", "a.png"), answer)
+    assert error is None or caught.value.errno == error
 
 
 def test_an_object_that_the_index_could_not_forget_stays(bucket, tmp_path):
@@ -6730,6 +6775,24 @@ def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkey
 
         wait_until(is_answered, "an end")
         assert raw.answer().status == 408
+
+
+@pytest.mark.parametrize(("error", "is_said"), [(ZeroDivisionError, True), (TimeoutError, False)])
+def test_what_goes_wrong_with_an_answer_ends_its_connection_and_is_said_unless_the_client_went(
+    bare_server, monkeypatch, capsys, error, is_said
+):
+    def send(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    with Raw(bare_server) as raw, monkeypatch.context() as patch:
+        patch.setattr(ms.Connection, "send", send)
+        raw.send(get_line("/a"))
+        assert raw.is_closed()
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/b"))
+        assert raw.answer().body == b"/b"
+    said = "mediaserver: a connection was dropped: ZeroDivisionError: "
+    assert (said in capsys.readouterr().err) is is_said
 
 
 def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
