@@ -122,12 +122,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-    from typing import TextIO
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from typing import IO, TextIO
 
     from PIL import Image
 
 T = TypeVar("T")
+U = TypeVar("U")
 Buffer = bytes | bytearray | memoryview
 
 __version__ = "1.0.0"
@@ -1205,6 +1206,7 @@ class Principal(NamedTuple):
     issued: float = 0.0  # Unix seconds, as the token says
     session: str = ""  # of the account, in which the token was issued
     grant: Grant | None = None  # of a scoped token
+    cookie: str = ""  # the signature of a view cookie, under which it may be ended
 
     def __str__(self) -> str:
         name = self.subject if self.user_id is None else self.user_id
@@ -1410,13 +1412,14 @@ def recall_principal(
 ) -> Principal | None:
     """Return who makes a request if that costs nothing to tell, and is no account; else None.
 
-    A bearer has to be the owner's, or one whose signature was verified before.
+    A bearer has to be the owner's, or one whose signature was verified before; whether a cookie
+    was ended stands in the index.
     """
     if keys.auth_disabled:
         return DEMO
     principal: Principal | None = None
     if authorization is None:
-        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+        principal = None if cookies else ANONYMOUS
     else:
         with contextlib.suppress(TokenError):
             token = parse_bearer(authorization)
@@ -1433,7 +1436,7 @@ VIEW_SECONDS = 12 * 3600
 def sign_view(principal: Principal, key: bytes, now: float) -> str:
     """Return the value of a view cookie: what pictures in a page may be asked for with."""
     reads = principal.is_admin or READ_PERMISSION in principal.permissions
-    expires = int(now) + VIEW_SECONDS
+    expires = now + VIEW_SECONDS  # to the microsecond: no two cookies are one
     about = [expires, principal.user_id, principal.subject, reads, principal.session]
     payload = encode_base64url(json.dumps(about).encode())
     return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
@@ -1451,7 +1454,7 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
                 about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
-                return Principal("view", user_id, subject, permissions, **about)
+                return Principal("view", user_id, subject, permissions, cookie=signature, **about)
     return ANONYMOUS
 
 
@@ -3699,7 +3702,7 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
 
 TOKENS_SCHEMA = """
 CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
-    id TEXT PRIMARY KEY,    -- the token's jti
+    id TEXT PRIMARY KEY,    -- the token's jti, or the signature of a view cookie that was ended
     used INTEGER NOT NULL,  -- requests that succeeded, and those under way
     expires_at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -4431,6 +4434,11 @@ class Files(Table):
         rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
         return [File.from_row(row) for row in rows]
 
+    def is_known(self, db: Database, file: File) -> bool:
+        """Whether a file is known, with whatever content."""
+        sql = "SELECT 1 FROM file WHERE root = ? AND path = ?"
+        return db.execute(sql, (file.root, os.fsencode(file.path))).fetchone() is not None
+
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
@@ -4732,7 +4740,7 @@ CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it ha
 
 
 class TokenUses(Table):
-    """How often scoped tokens that are good for some uses were used."""
+    """How often scoped tokens that are good for some uses were used, and ended view cookies."""
 
     def take(self, grant: Grant, now: float) -> bool:
         """Count a use; whether there was one left."""
@@ -4746,6 +4754,10 @@ class TokenUses(Table):
             return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
 
         return self._index.write(apply)
+
+    def is_used(self, id: str) -> bool:
+        """Whether a token was used, or a view cookie ended."""
+        return self._index.read("SELECT 1 FROM token_use WHERE id = ?", id).fetchone() is not None
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
@@ -6374,7 +6386,7 @@ def sync_folder(folder: int) -> None:
             raise
 
 
-def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]:
     """The bytes of a file of about this size, in blocks that are good until the next one."""
     buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
     while count := file.readinto(buffer):
@@ -6415,7 +6427,7 @@ def is_remote(device: int) -> bool:
 
 
 def safe_name(name: str) -> str:
-    """A file name as the client gave it, less what file systems or people trip over.
+    """Return a file name as it was given, less what file systems or people trip over.
 
     >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
     >>> [safe_name(name) for name in names]
@@ -7488,8 +7500,8 @@ class Thumbnails:
     def __init__(self, processes: int | None = None) -> None:
         """At most `processes` decoders work ahead at once; by default one for each processor."""
         self.processes = processes or os.cpu_count() or 1
-        self.pillow = find_pillow() if hasattr(os, "fork") else None
-        self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
+        self.pillow = find_pillow()
+        self.ffmpeg = shutil.which("ffmpeg")
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
         self.decoding = {  # of all processes: how often, and nanoseconds
             kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
@@ -7515,8 +7527,6 @@ class Thumbnails:
     @property
     def description(self) -> str:
         """The decoders found, for the line at start; it changes when another one is installed."""
-        if not hasattr(os, "fork"):
-            return "none: thumbnails need an operating system with fork"
         found = [name for name in (self.pillow, "ffmpeg" if self.ffmpeg else None) if name]
         hint = "" if self.pillow else "; for images install Pillow (apt install python3-pil)"
         return (", ".join(found) or "none") + hint
@@ -7608,12 +7618,12 @@ class Thumbnails:
             if shelf:
                 shelf.recover()
 
-    def make(self, source: io.FileIO, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
-        """Make the thumbnail of an image or video from its open file, unless there is one.
+    def make(self, folder: Folder, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
+        """Make the thumbnail of an image or video, unless there is one.
 
         Blocks until it is done; threads that ask for the same one wait for the first, but not for
         one that makes it ahead, which may take long where the processors are busy. Raises
-        OSError if the thumbnail cannot be stored.
+        OSError if the file cannot be opened or the thumbnail not stored.
         """
         sha256, private = asset.sha256, file.root != "library"
 
@@ -7621,7 +7631,7 @@ class Thumbnails:
             if self.exists(sha256, private):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
-            made = self._render(source, file, asset, renditions, ahead=ahead)
+            made = self._render(folder, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
@@ -7632,15 +7642,15 @@ class Thumbnails:
         return self._once(f"{sha256} {private} {ahead}", make)
 
     def preview(
-        self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
+        self, folder: Folder, file: File, asset: Asset, rendition: Rendition
     ) -> bytes | Outcome:
-        """The preview of an image or video, made from its open file unless it is at hand."""
+        """The preview of an image or video, made unless it is at hand; OSError as of `make`."""
         sha256 = asset.sha256
 
         def make() -> bytes | Outcome:
             with contextlib.suppress(OSError):
                 return self.find_preview(sha256, rendition)
-            made = self._render(source, file, asset, (rendition,))
+            made = self._render(folder, file, asset, (rendition,))
             if isinstance(made, Outcome):
                 return made
             self._keep(sha256, rendition, made[0])
@@ -7679,24 +7689,28 @@ class Thumbnails:
             making.done.set()
 
     def _render(
-        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...],
+        self, folder: Folder, file: File, asset: Asset, renditions: tuple[Rendition, ...],
         *, ahead: bool = False,
     ) -> list[bytes] | Outcome:  # fmt: skip
-        """The renditions of an open file, or why there are none."""
+        """The renditions of a file, or why there are none."""
         facts = asset.facts
         if facts is None or not self._may_try(asset.sha256):
             return Outcome.FAILED
         kind = "raw" if facts.extension in RAW_FORMATS else facts.kind
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
-        began = time.monotonic_ns()
         job = Job(kind, renditions, seconds, facts.orientation, *size, ahead)
-        made = self._decode(source, job)
+        with folder.open(file.path) as source:
+            if not file.matches(os.fstat(source.fileno())):
+                return Outcome.FAILED
+            began = time.monotonic_ns()
+            made = self._decode(source, job)
+            unchanged = file.matches(os.fstat(source.fileno()))  # or it was written meanwhile
         counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
         with self._lock:
             counted[0] += 1
             counted[1] += time.monotonic_ns() - began
-        if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
+        if not unchanged:
             return Outcome.FAILED
         if made is None:
             return self._count_death(asset.sha256)
@@ -7948,11 +7962,14 @@ def decode(
     whole = functools.partial(open_picture, source, formats, size)
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
-    embedded = functools.partial(open_embedded, source, job, size)
+    embedded = (
+        functools.partial(open_picture, jpeg, ["JPEG"], size, job.orientation)
+        for jpeg in embedded_jpegs(source, job)
+    )
     frame = functools.partial(open_frame, ffmpeg, job, size)
-    ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, frame, embedded),
-        "raw": (embedded, whole, cut_short),
+    ways: dict[str, Iterable[Callable[[], Image.Image | None]]] = {
+        "image": itertools.chain((whole, small, cut_short, frame), embedded),
+        "raw": itertools.chain(embedded, (whole, cut_short)),
         "video": (frame,),
     }
     for way in ways[job.kind]:
@@ -8268,8 +8285,8 @@ def find_transform(profile: bytes, mode: str) -> Any:
 # --- JPEGs within pictures ---
 
 
-def open_embedded(source: BinaryIO, job: Job, size: int) -> Image.Image | None:
-    """The largest JPEG within a picture; of one that is not raw, only if it has its shape."""
+def embedded_jpegs(source: BinaryIO, job: Job) -> Iterator[BinaryIO]:
+    """Yield the largest JPEGs within a picture; of one that is not raw, those of its shape."""
     source.seek(0)
     data = source.read(MAX_SEARCHED_BYTES)
     found = []
@@ -8280,9 +8297,7 @@ def open_embedded(source: BinaryIO, job: Job, size: int) -> Image.Image | None:
         if width and (alike or job.kind == "raw"):
             found.append((width * height, match.start()))
     for _, start in sorted(found, reverse=True)[:MAX_EMBEDDED]:
-        with contextlib.suppress(Exception):  # as in decode: it only looks like one
-            return open_picture(io.BytesIO(data[start:]), ["JPEG"], size, job.orientation)
-    return None
+        yield io.BytesIO(data[start:])
 
 
 def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
@@ -8377,9 +8392,8 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 # is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
 # files are read. A second thread makes thumbnails for what has none.
 
-SCAN_BATCH = 64  # files hashed and committed together
+SCAN_BATCH = 64  # files committed together, while so many more are hashed
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
-THUMBNAIL_BATCH = 32
 QUIET_SECONDS = 0.25  # without an upload, after which thumbnails are made ahead
 MAX_UPLOADS_SECONDS = 2.0  # that one waits for this
 AWAY_SECONDS = 1.0  # between two looks for a disk that is away
@@ -8419,6 +8433,20 @@ def probe_again(folder: Folder, file: File) -> Facts | None:
     with contextlib.suppress(*gone), folder.open(file.path) as source:
         return probe(source) if file.matches(os.fstat(source.fileno())) else None
     return None
+
+
+def in_threads(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """Yield what threads make of each item, in order; they are at most SCAN_BATCH in front."""
+    from concurrent.futures import ThreadPoolExecutor  # 8 ms
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[U]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > SCAN_BATCH:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 class ScanProgress(NamedTuple):
@@ -8469,6 +8497,15 @@ def repeat(
         retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
 
+class Sight(NamedTuple):
+    """How a folder was when it was last looked at."""
+
+    missing: bool = False
+    absent: tuple[str, ...] = ()  # mount points of disks below it that are away
+    lost: tuple[str, ...] = ()  # folders of the server's own beside it that are not there
+    hangs: bool = False  # a look at it has not come to an end
+
+
 class Mounts:
     """Where disks are mounted below folders: what is on one that is away is not gone."""
 
@@ -8487,6 +8524,11 @@ class Mounts:
             and not folder.holds_files(f"{path}/")
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
+
+    def look(self, folder: Folder) -> Sight:
+        """Return whether a folder is there now, and the disks below it."""
+        missing = folder.is_missing()
+        return Sight(missing, () if missing else tuple(self.absent(folder)))
 
     def _of(self, folder: Folder) -> list[str]:
         """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
@@ -8543,16 +8585,16 @@ class Renditions:
 
     def make_all(self) -> bool:
         """Try each of those that have no verdict yet once; whether all have one now."""
-        if not self.thumbnails.kinds:
-            return True
-        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
-
-        kinds, last, whole = self.thumbnails.kinds, "", True
-        with ThreadPoolExecutor(self.thumbnails.processes) as pool:
-            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
-                whole = all(pool.map(self._try_thumbnail, found)) and whole
-                last = found[-1][1].sha256
+        whole, threads = True, self.thumbnails.processes
+        for made in in_threads(self._try_thumbnail, self._without_verdict(), threads):
+            whole = made and whole
         return whole
+
+    def _without_verdict(self) -> Iterator[Located]:
+        kinds, last, pending = self.thumbnails.kinds, "", self._index.assets.without_thumbnail
+        while not self.thumbnails.is_over and (found := pending(kinds, SCAN_BATCH, last)):
+            yield from found
+            last = found[-1][1].sha256
 
     def _try_thumbnail(self, found: Located) -> bool:
         """Make a thumbnail ahead; whether there is no need to try again."""
@@ -8583,30 +8625,19 @@ class Renditions:
             return Outcome.FAILED
         outcome = Outcome.IMPOSSIBLE
         if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self.folders[file.root].open(file.path) as source:
-                if not file.matches(os.fstat(source.fileno())):
-                    return Outcome.FAILED
-                outcome = thumbnails.make(source, file, asset, ahead=ahead)
+            outcome = thumbnails.make(self.folders[file.root], file, asset, ahead=ahead)
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
             self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
         return outcome
 
     def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """The preview of an asset, which is made now if it is not at hand.
-
-        OSError where the file cannot be opened.
-        """
-        with contextlib.suppress(OSError):
-            return self.thumbnails.find_preview(asset.sha256, rendition)
+        """The preview of an asset, which is made now if it is not at hand; OSError as above."""
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
         if outcome is not Outcome.MADE:
             return outcome
         if not self.thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
             return Outcome.IMPOSSIBLE
-        with self.folders[file.root].open(file.path) as source:
-            if not file.matches(os.fstat(source.fileno())):
-                return Outcome.FAILED
-            return self.thumbnails.preview(source, file, asset, rendition)
+        return self.thumbnails.preview(self.folders[file.root], file, asset, rendition)
 
 
 class Scanner:
@@ -8706,13 +8737,12 @@ class Scanner:
                 break
         self._wanted.clear()
 
-    def _away(self) -> list[tuple[str, bool, list[str]]]:
+    def _away(self) -> dict[str, Sight]:
         """The folders that are missing, or have mount points below that are."""
-        found = []
         with contextlib.suppress(sqlite3.Error):
-            for folder in self._scanned:
-                found.append((folder.name, folder.is_missing(), self.mounts.absent(folder)))
-        return [each for each in found if each[1] or each[2]]
+            seen = {folder.name: self.mounts.look(folder) for folder in self._scanned}
+            return {name: sight for name, sight in seen.items() if sight != Sight()}
+        return {}
 
     def scan(self) -> bool:
         """Bring the index in step with the disk once; whether everything was seen."""
@@ -8720,11 +8750,8 @@ class Scanner:
             return True
         before, began = self.progress.get(), time.monotonic()
         self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
-        try:
+        with undoing(lambda: self.progress.set(self.progress.get()._replace(running=False))):
             whole = [self._scan_folder(folder) for folder in self._scanned]
-        except BaseException:
-            self.progress.set(self.progress.get()._replace(running=False))
-            raise
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
         seconds = time.monotonic() - began
@@ -8744,7 +8771,7 @@ class Scanner:
         new, gone, unchanged = self._compare(folder, unreadable)
         self._advance(unchanged, unchanged + len(new), len(unreadable))
         names = [os.fsdecode(path) for path in unreadable]
-        failed = self._add(folder, list(map(os.fsdecode, new)), names) if new else 0
+        failed = self._add(folder, map(os.fsdecode, new), names)
         if self._stopping:
             return True
         if names:
@@ -8756,6 +8783,7 @@ class Scanner:
             return False
         kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
+        gone += [path for path in new if folder.is_gone(os.fsdecode(path))]  # while it was read
         self._forget(folder, gone, started)
         return not (unreadable or failed)
 
@@ -8784,28 +8812,9 @@ class Scanner:
         gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, [path for path in gone if folder.is_local(os.fsdecode(path))], unchanged
 
-    def _add(self, folder: Folder, paths: Sequence[str], unreadable: list[str]) -> int:
+    def _add(self, folder: Folder, paths: Iterable[str], unreadable: list[str]) -> int:
         """Read files and put them into the index; how many could not be, which are named."""
-        missed = 0
-        for batch in self._read_ahead(folder, paths):
-            failed = [each for each in batch if isinstance(each, str)]
-            unreadable += failed
-            now = len(failed) + self._put_each([each for each in batch if isinstance(each, tuple)])
-            missed += now
-            self._advance(len(batch), 0, now)
-            self._renditions.wanted.set()
-        return missed
-
-    def _read_ahead(
-        self, folder: Folder, paths: Sequence[str]
-    ) -> Iterator[list[Located | str | None]]:
-        """Describe files in batches, the next of which is read while the caller has one.
-
-        Of what cannot be read it is the path, of what is gone, or once the server stops, `None`.
-        """
-        from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
-
-        now = time.time()
+        now, missed = time.time(), 0
 
         def read(path: str) -> Located | str | None:
             try:
@@ -8813,15 +8822,16 @@ class Scanner:
             except (OSError, ValueError):
                 return path
 
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            ahead = deque[Iterator[Located | str | None]]()
-            for start in range(0, len(paths), SCAN_BATCH):
-                if self._stopping:
-                    return
-                ahead.append(pool.map(read, paths[start : start + SCAN_BATCH]))
-                if len(ahead) > 1:
-                    yield list(ahead.popleft())
-            yield from map(list, ahead)
+        wanted = itertools.takewhile(lambda _: not self._stopping, paths)
+        found = in_threads(read, wanted, HASH_THREADS)
+        while batch := list(itertools.islice(found, SCAN_BATCH)):
+            failed = [each for each in batch if isinstance(each, str)]
+            unreadable += failed
+            refused = self._put_each([each for each in batch if isinstance(each, tuple)])
+            missed += len(failed) + refused
+            self._advance(len(batch), 0, len(failed) + refused)
+            self._renditions.wanted.set()
+        return missed
 
     def _put_each(self, found: Sequence[Located]) -> int:
         """Put files into the index, together if that can be; how many were refused."""
@@ -8834,11 +8844,14 @@ class Scanner:
             return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
-    def _put(self, found: Sequence[Located]) -> None:
+    def _put(self, found: Sequence[Located], only_known: bool = False) -> None:
+        files = self._index.files
+
         def apply(db: Database) -> list[str | None]:
-            for _, asset in found:
+            kept = [each for each in found if not only_known or files.is_known(db, each[0])]
+            for _, asset in kept:
                 self._index.assets.set_facts(db, asset)
-            return [self._index.files.put(db, file, asset) for file, asset in found]
+            return [files.put(db, file, asset) for file, asset in kept]
 
         if found:
             self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
@@ -8856,15 +8869,15 @@ class Scanner:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
             self.progress.forgotten[0] += 1
 
-    def refresh(self, folder: Folder, path: str) -> Located | None:
-        """Read one file that changed since it was last read; None where it is gone, OSError."""
+    def refresh(self, folder: Folder, path: str, is_known: bool = False) -> Located | None:
+        """Read one file that changed since it was last read; None where it is gone, OSError.
+
+        The row of one that `is_known` does not come back once a DELETE has removed it.
+        """
         found = describe(folder, path, time.time())
         if found:
-            self._put([found])
-            if folder.is_gone(path):  # deleted meanwhile: its row must not come back
-                self._forget(folder, [os.fsencode(path)], 0.0)
-                return None
-        return found
+            self._put([found], only_known=is_known)
+        return found and self._index.files.get(folder.name, path)
 
     def current(self, found: Located) -> Located | None:
         """A file if it still has its content; it is read again where only ctime has changed."""
@@ -8874,25 +8887,18 @@ class Scanner:
         try:
             if file.matches(folder.stat(file.path)):
                 return found
-            again = self.refresh(folder, file.path) if folder.has(file) else None
+            again = self.refresh(folder, file.path, True) if folder.has(file) else None
         except (OSError, ValueError):
             return None
         return again if again and again[0].sha256 == file.sha256 else None
 
 
-class Sight(NamedTuple):
-    """How the storage folder was when it was last looked at."""
-
-    missing: bool = False
-    absent: tuple[str, ...] = ()  # mount points of disks below it that are away
-    hangs: bool = False  # a look at it has not come to an end
-
-
 class Watcher:
-    """Looks at the storage folder in a thread of its own: one that hangs holds up nobody."""
+    """Looks at the folders in a thread of its own: a disk that hangs holds up nobody."""
 
-    def __init__(self, folder: Folder, scanner: Scanner) -> None:
+    def __init__(self, folder: Folder, owned: Sequence[Folder], scanner: Scanner) -> None:
         self._folder = folder
+        self._owned = [each for each in owned if each.is_local("")]
         self._scanner = scanner
         self._lock = threading.Lock()
         self._seen = Sight()
@@ -8915,9 +8921,9 @@ class Watcher:
 
     def _look(self, done: threading.Event) -> None:
         try:
-            missing = self._folder.is_missing()
-            absent = () if missing else tuple(self._scanner.mounts.absent(self._folder))
-            self._seen = Sight(missing, absent)
+            seen = self._scanner.mounts.look(self._folder)
+            lost = [each.name for each in self._owned if not (seen.missing or each.is_there())]
+            self._seen = seen._replace(lost=tuple(lost))
         except (OSError, sqlite3.Error) as error:  # the index answers for itself
             warn(f"the storage folder could not be looked at: {error}")
         finally:
@@ -9690,10 +9696,16 @@ def was_changed(date: str | None, last_modified: float | None) -> bool | None:
     return None if since is None or last_modified is None else int(last_modified) > since
 
 
-def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
-    """Raise 412 where the request is about another version of a file than there is."""
-    if precondition_failed(headers, etag, last_modified):
-        raise HTTPError(412, "The file is not the one that the request is about.")
+def check_preconditions(
+    headers: Headers, etag: str, last_modified: float | None, *, changes: bool = False
+) -> None:
+    """Raise 412 where the request is about another version of a thing than there is.
+
+    To what `changes` it, If-None-Match is a condition, too (RFC 9110 §13.1.2).
+    """
+    excluded = headers.get("if-none-match", "") if changes else ""
+    if precondition_failed(headers, etag, last_modified) or etag_matches(excluded, etag, True):
+        raise HTTPError(412, "What is here is not what the request is about.")
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -9822,6 +9834,18 @@ def _decode_base64(text: str, where: str) -> bytes:
         raise HTTPError(400, f"{where} has a value that is not base64.") from None
 
 
+def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
+    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
+
+    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
+    'de'
+    """
+    accepted = headers.get("accept-language", "").lower()
+    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted)
+    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in known}
+    return max(liked, key=lambda tag: liked[tag], default="en")
+
+
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
 
@@ -9905,27 +9929,25 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # `serve_forever` holds idle connections, heads and bodies that are still arriving, and answers
 # that wait for a slow reader; cheap hot GETs it answers where it stands (passing the GIL to a
 # thread costs more than such an answer), everything else goes to a thread. A head is accepted
-# once; then its body is fed to the request, by a thread while bytes come, and it is answered.
-# So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
+# once; then its body is fed to the request, by a thread while bytes come, and it is answered. So
+# ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
 # threads of its own: decoders, passwords and long lists keep none from short requests, and what
-# needs no disk is answered while one hangs. A connection is always in one state of a table, which
-# `Connections` alone changes; `Server` is what the selector's thread does with it, `Runner` what
-# the others do, and `Service` what all of this is around. Media are unknown here.
+# needs no disk is answered while one hangs. A connection is always in one state of a table,
+# which `Connections` alone changes; whatever is done with one, by the selector's thread
+# (`Server`) or another (`Runner`), says the state that it is in then. `Service` is what all of
+# this is around. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-SAMPLE_BYTES = 512 << 10  # between samples of the page cache; twice as many cost 10 % of 2 MB
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
-PROMPT_THREADS = 2  # for requests that wait for nothing
-MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
+MAX_THREADS = 64  # of each kind of work that waits for a disk or a client
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_DESCRIPTORS = 16384  # connections and the files in them
-DEFERRED_THREADS = {"decoder": 8, "list": 2, "password": 96}  # for work of these kinds
 MAX_DEFERRED = 128  # requests that wait for one kind of work; more are answered 503
 MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
 HEAD_SECONDS = 60.0  # a head must be complete by then
@@ -9940,12 +9962,26 @@ LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
+# Threads for each kind of work, so that none keeps those of another waiting. Short requests have
+# one: threads that pass the GIL around slow each other down (measured, short GETs a second on 16
+# connections: one thread 6,100, two 4,100, many 2,500). What waits behind one that a disk holds
+# up is relieved.
+THREADS = {
+    "prompt": 2,  # requests that wait for nothing
+    "short": 1,  # without a body
+    "relief": MAX_THREADS,
+    "body": MAX_THREADS,  # with one
+    "answer": MAX_THREADS,  # the rest of long answers
+    "decoder": 8,  # deferred work, as the others
+    "list": 2,
+    "password": 96,
+}
+
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
-
-
+MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
 format_this_second = functools.lru_cache(maxsize=1)(format_date)
 
 
@@ -9955,7 +9991,7 @@ class FileSlice:
     What goes `before` them shares their first packet (send(2), MSG_MORE); so do a slow reader's.
     """
 
-    __slots__ = ("at_hand", "before", "count", "file", "offset")
+    __slots__ = ("before", "count", "file", "offset")
 
     def __init__(
         self, file: io.FileIO | SlowReader, offset: int, count: int,
@@ -9965,7 +10001,6 @@ class FileSlice:
         self.offset = offset
         self.count = count
         self.before = before
-        self.at_hand = offset  # what is known to be in memory ends there
 
     def fetch(self, source: SlowReader) -> None:
         """Put the next bytes of a slow source behind what goes before."""
@@ -9974,15 +10009,11 @@ class FileSlice:
         self.before = b"".join((self.before, piece))
 
     def is_at_hand(self) -> bool:
-        """Whether the next bytes are in memory, by samples of the page cache."""
+        """Whether the next bytes are in memory: the first and last of them in the page cache."""
         if not isinstance(self.file, io.FileIO):
             return bool(self.before)
-        if self.offset >= self.at_hand:
-            end, probe = self.offset + min(self.count, SEND_BYTES), bytearray(1)
-            places = (*range(self.offset, end - 1, SAMPLE_BYTES), end - 1)
-            if all(self._read_at_hand(probe, place) for place in places):
-                self.at_hand = end
-        return self.offset < self.at_hand
+        places = self.offset, self.offset + min(self.count, SEND_BYTES) - 1
+        return all(self._read_at_hand(bytearray(1), place) for place in places)
 
     def read_at_hand(self) -> bytes | None:
         """All of it, if it is in memory."""
@@ -10067,26 +10098,20 @@ class Response:
             return iter((block,))
         if isinstance(self.body, bytes):
             return iter((block + self.body,))
-        return join_head(block, self.body)
-
-
-def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
-    """The segments with a head before the first, in the same packet where that is a file's."""
-    rest = iter(segments)
-    first = next(rest, b"")
-    if isinstance(first, FileSlice):
-        first.before = block + first.before
-        yield first
-    else:
-        yield b"".join((block, first))
-    yield from rest
+        segments = iter(self.body)
+        first = next(segments, b"")
+        if isinstance(first, FileSlice):  # the head shares a packet with it
+            first.before = block + first.before
+        else:
+            first = b"".join((block, first))
+        return itertools.chain((first,), segments)
 
 
 class Deferred(NamedTuple):
     """An answer that takes a while: `work` gives it in a thread for this kind of work."""
 
-    kind: str  # of DEFERRED_THREADS
-    work: Callable[[], Any]  # a Response
+    kind: str  # of THREADS
+    work: Callable[[], Answer]
     refuse: Callable[[HTTPError], Response] | None = None  # where too many wait
 
 
@@ -10150,7 +10175,7 @@ WAITS: dict[State, Wait] = {
     IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
     HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS),
     BODY: Wait(selectors.EVENT_READ, STALL_SECONDS),
-    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    SENDING: Wait(selectors.EVENT_WRITE, math.inf),  # the kernel knows whether it is read
     LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
@@ -10161,10 +10186,9 @@ class Connection:
     """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
-        "after", "began", "body", "collected", "counted", "credit", "deadline", "deferred",
-        "descriptor", "dropped", "event", "exchange", "failure", "head", "latest", "peer",
-        "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
-        "socket", "state", "unsent",
+        "after", "began", "body", "collected", "counted", "deadline", "deferred", "descriptor",
+        "dropped", "due", "event", "exchange", "failure", "head", "latest", "peer", "pending",
+        "received", "response", "scanned", "segments", "server", "shares", "socket", "state",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -10172,12 +10196,11 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = CLOSED
+        self.state = IDLE
         self.event = 0  # that the selector waits for
-        self.since = self.deadline = 0.0  # of the state; monotonic seconds
-        self.latest = 0.0  # when a head must be complete
+        self.deadline = 0.0  # of the state; this and the others are monotonic seconds
+        self.due = self.latest = 0.0  # when more of a head or body must be here, and all of a head
         self.began = time.monotonic()  # when the last of the latest head had come
-        self.credit = 0.0  # seconds that a head or body may wait: more for each byte that comes
         self.counted = 0  # descriptors
         self.received = b""  # and not used yet
         self.scanned = 0  # bytes of it in which no head ends
@@ -10187,29 +10210,26 @@ class Connection:
         self.deferred: Deferred | None = None  # what gives the answer
         self.shares: dict[Shares, str] = {}  # in which it counts, for which client
         self.collected = bytearray()  # content that the exchange has not been fed yet
-        self.failure: Exception | None = None  # that ended the body
+        self.failure: HTTPError | None = None  # that ended the body
         self.response: Response | None = None
         self.segments: Iterator[Segment] = iter(())
         self.pending: Segment | None = None  # the segment that is being sent
         self.after = IDLE  # the state when all of it is sent
         self.dropped = 0  # bytes while it lingers
-        self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
     def set_deadline(self, state: State) -> None:
         """Note how long a state that begins, or in which something has come, may last."""
-        self.since = now = time.monotonic()
+        now = time.monotonic()
+        if state is HEAD is not self.state:
+            self.await_bytes(now + HEAD_SECONDS)
         if wait := WAITS.get(state):
             self.deadline = now + wait.seconds
-        if state is HEAD:
-            if state is not self.state:
-                self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
-            self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is BODY:
-            self.deadline = min(self.deadline, now + self.credit)
+        if state in (HEAD, BODY):
+            self.deadline = min(self.deadline, self.due, self.latest)
 
-    def earn(self, count: int) -> None:
-        """Balance the time that a head or body has waited with the bytes that have come."""
-        self.credit += count / MIN_RATE - (time.monotonic() - self.since)
+    def await_bytes(self, latest: float) -> None:
+        """Begin to wait for a head or body, which has to come at MIN_RATE after a while."""
+        self.due, self.latest = time.monotonic() + GRACE_SECONDS, latest
 
     def count_descriptors(self) -> int:
         """How many it has while it is open: the socket, a file that is sent, one that arrives."""
@@ -10237,7 +10257,7 @@ class Connection:
             return True
         self.received, self.scanned = data[end + 4 :], 0
         if head.has_body:
-            self.body, self.credit = head.body_decoder(), GRACE_SECONDS
+            self.body = head.body_decoder()
         return True
 
     def take_body(self) -> bool:
@@ -10281,14 +10301,12 @@ class Connection:
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        began = time.monotonic()
         data = self.receive(buffer, seconds)
-        self.credit -= time.monotonic() - began
         if data is not None:
-            self.credit += len(data) / MIN_RATE
             if not data:
                 raise ConnectionAbortedError("the client closed the connection within a body")
-            if self.credit < 0:
+            self.due += len(data) / MIN_RATE
+            if self.due < time.monotonic():
                 raise HTTPError(408, TOO_SLOW)
         return data
 
@@ -10332,49 +10350,35 @@ class Connection:
     def send(self, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then.
 
-        Unless it `may_wait`, it leaves it to others to go on after a while, and to a thread
-        where the disk would have to be read.
+        Unless it `may_wait`, it leaves it to others to go on after a while (SENDING), and to a
+        thread where the disk would have to be read (WORKING).
         """
+        sends = 0
         try:
-            state = self._send_segments(may_wait)
-            if state is SENDING:
-                self.unsent = count_unsent(self.socket)
-            if state is not IDLE:
-                return state
-            self.finish()
-            if self.after is LINGERING:
-                # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps
-                # before the client has read the answer.
-                self.received = b""
-                self.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return CLOSED
-        return self.after
-
-    def _send_segments(self, may_wait: bool) -> State:
-        """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
-        shares = FAIR_SENDS
-        while (pending := self.pending or next(self.segments, None)) is not None:
-            self.pending = pending
-            if not may_wait and not shares:
-                return SENDING
-            shares -= 1
-            try:
+            while (pending := self.pending or next(self.segments, None)) is not None:
+                self.pending = pending
+                if not may_wait and sends == FAIR_SENDS:
+                    return SENDING
+                sends += 1
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
                     self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
-                elif may_wait:
-                    self.pending = self._send_slice(pending, SEND_BYTES)
-                elif pending.is_at_hand():
-                    self.pending = self._send_slice(pending, pending.at_hand - pending.offset)
+                elif may_wait or pending.is_at_hand():
+                    self.pending = self._send_slice(pending)
                 else:
                     return WORKING
-            except BlockingIOError:
-                return SENDING
+        except BlockingIOError:
+            return SENDING
         self.pending = None  # and what it is a view of
-        return IDLE
+        self.finish()
+        if self.after is LINGERING:
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps
+            # before the client has read the answer.
+            self.received = b""
+            self.socket.shutdown(socket.SHUT_WR)
+        return self.after
 
-    def _send_slice(self, segment: FileSlice, most: int) -> FileSlice | None:
+    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
         if not isinstance(segment.file, io.FileIO) and not segment.before:
             segment.fetch(segment.file)
@@ -10383,18 +10387,13 @@ class Connection:
             segment.before = memoryview(segment.before)[sent:]
             return segment if segment.count or segment.before else None
         assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, most)
+        count = min(segment.count, SEND_BYTES)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         segment.offset += sent
         segment.count -= sent
         return segment if segment.count else None
-
-    def moves(self) -> bool:
-        """Whether the client has taken some of the answer since this was last asked."""
-        before, self.unsent = self.unsent, count_unsent(self.socket)
-        return self.unsent < before
 
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
@@ -10433,17 +10432,6 @@ class Connection:
                 warn(f"a connection's end: {type(error).__name__}: {error}")
 
 
-MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
-
-
-def count_unsent(sock: socket.socket) -> int:
-    """Bytes that the other end has not acknowledged yet (tcp(7), SIOCOUTQ)."""
-    import termios  # where its number has a name
-
-    count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    return int.from_bytes(count, sys.byteorder)
-
-
 class Connections:
     """All connections, each in its state: what the selector holds, and what threads do."""
 
@@ -10454,7 +10442,7 @@ class Connections:
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = most
-        self.landed_at = -math.inf  # when a thread last let go of one that may go on
+        self.landed_at = -math.inf  # idle ones may begin a request for a while after this
         self._selector = selector
         self._on_flight = on_flight
         self._lock = threading.Lock()
@@ -10490,7 +10478,7 @@ class Connections:
         connection.counted = count
         if WORKING in (state, connection.state):
             if wait:
-                self.landed_at = connection.since
+                self.landed_at = time.monotonic()
             self.in_flight += 1 if state is WORKING else -1
             self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
@@ -10536,96 +10524,44 @@ class Workers:
         self._name = name
         self._limit = limit
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._unfinished = 0  # jobs
         self._threads = 0
         self._lock = threading.Lock()
+        self._began = math.inf  # the latest job
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a thread."""
+        return self._jobs.qsize()
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job` in some thread."""
-        if not self._idle.acquire(blocking=False):
-            self._add_thread()
-        self._jobs.put(job)
-
-    def _add_thread(self) -> None:
         with self._lock:
-            if self._threads == self._limit:
-                return
-            self._threads += 1
-            name = f"{self._name}-{self._threads}"
-            try:
-                threading.Thread(target=self._work, daemon=True, name=name).start()
-            except RuntimeError:  # no thread to be had: the others do it, if there are any
-                self._threads -= 1
-                if not self._threads:
-                    raise
-
-    def has_backlog(self) -> bool:
-        """Return whether jobs wait for a thread."""
-        return not self._jobs.empty()
-
-    def is_full(self) -> bool:
-        """Whether enough jobs wait for a thread."""
-        return self._jobs.qsize() >= MAX_DEFERRED
+            self._unfinished += 1
+            if self._threads < min(self._unfinished, self._limit):
+                name = f"{self._name}-{self._threads + 1}"
+                try:
+                    threading.Thread(target=self._work, daemon=True, name=name).start()
+                    self._threads += 1
+                except RuntimeError:  # no thread to be had: the others do it, if there are any
+                    if not self._threads:
+                        raise
+        self._jobs.put(job)
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
-            self._idle.release()
-
-
-class ShortWorkers(Workers):
-    """One thread for short jobs, and others only while that one is held up by a disk.
-
-    Threads that pass the GIL around slow each other down (measured, short GETs a second on 16
-    connections: one thread 6,100, two 4,100, many 2,500).
-    """
-
-    def __init__(self, name: str, limit: int) -> None:
-        super().__init__(name, limit)
-        self._short: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._began: float | None = None  # the job of the one thread
-
-    def start(self) -> None:
-        """Start the one thread."""
-        threading.Thread(target=self._work_short, daemon=True, name=self._name).start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        if self._is_held_up():
-            super().submit(job)
-        else:
-            self._short.put(job)
-
-    def is_waiting(self) -> bool:
-        """Return whether jobs wait for the one thread."""
-        return not self._short.empty()
-
-    def relieve(self) -> None:
-        """Have the other threads do what waits behind a short job that is held up."""
-        while not self._short.empty() and self._is_held_up():
-            with contextlib.suppress(queue.Empty):
-                super().submit(self._short.get_nowait())
-
-    def _is_held_up(self) -> bool:
-        began = self._began
-        return began is not None and time.monotonic() - began > PATIENCE_SECONDS
-
-    def _work_short(self) -> None:
-        while True:
-            job = self._short.get()
+            job = self._jobs.get()
             self._began = time.monotonic()
             job()
-            self._began = None
+            self._began = math.inf
+            with self._lock:
+                self._unfinished -= 1
 
-
-class Pools:
-    """Threads for each kind of work, so that none keeps those of another waiting."""
-
-    def __init__(self) -> None:
-        self.short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
-        self.bodies = Workers("body", MAX_THREADS)
-        self.answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
-        self.prompt = Workers("prompt", PROMPT_THREADS)
-        self.deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
+    def relieve(self, others: Workers) -> None:
+        """Have others do what waits behind a job that holds the one thread up."""
+        while self.waiting and time.monotonic() - self._began > PATIENCE_SECONDS:
+            with contextlib.suppress(queue.Empty):
+                others.submit(self._jobs.get_nowait())
 
 
 class Shares:
@@ -10637,18 +10573,17 @@ class Shares:
         self._each = each
         self._lock = threading.Lock()
         self._all = 0
-        self._clients: dict[str, int] = {}
+        self._clients: Counter[str] = Counter()
 
     def take(self, client: str) -> None:
         """Count one more; 429 or 503 where there are too many."""
         with self._lock:
-            count = self._clients.get(client, 0)
-            if count >= self._each:
+            if self._clients[client] >= self._each:
                 detail = f"More than {self._each} of your {self._what}."
                 raise HTTPError(429, detail, RETRY_SOON)
             if self._all >= self._most:
                 raise HTTPError(503, f"Too many {self._what}.", RETRY_SOON)
-            self._clients[client] = count + 1
+            self._clients[client] += 1
             self._all += 1
 
     def give_back(self, client: str) -> None:
@@ -10688,64 +10623,90 @@ class Service(Protocol):
 
 
 class Runner:
-    """What threads do with connections: have requests answered, and send the answers."""
+    """Has requests answered, by threads or in the selector's, and sends the answers."""
 
     def __init__(self, server: Server, connections: Connections) -> None:
-        self.pools = Pools()
+        self.pools = {kind: Workers(kind, limit) for kind, limit in THREADS.items()}
         self._server = server
         self._service = server.service
         self._connections = connections
         self._buffers = Buffers()
 
-    def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
-        """Have a thread go on with a connection."""
-        workers = workers or self._choose(connection)
-        self._connections.enter(connection, WORKING)
-        workers.submit(functools.partial(self._run, connection, workers))
+    def step(self, connection: Connection, react: Callable[[Connection], State | None]) -> None:
+        """Do something with a connection and put it into the state that it is in then, if any.
 
-    def _choose(self, connection: Connection) -> Workers:
-        if connection.deferred is not None:
-            return self.pools.deferred[connection.deferred.kind]
-        if connection.body is not None:
-            return self.pools.bodies
-        assert connection.head is not None
-        return self.pools.prompt if self._service.is_prompt(connection.head) else self.pools.short
-
-    def _run(self, connection: Connection, workers: Workers) -> None:
-        """Run a request, or go on with it or its answer, and give the connection back."""
+        What goes wrong with that ends the connection, and neither a thread nor the loop.
+        """
         try:
-            state = self._proceed(connection, workers)
+            state = react(connection)
             if state is WORKING:
-                self.hand_over(connection)
-                self._server.wake()  # to see whether the one short thread is held up
-            else:
+                self._hand_over(connection)
+            elif state is not None:
                 self._connections.enter(connection, state)
-        except Exception as error:  # a thread outlives whatever happens to a request
+        except Exception as error:
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
             self._connections.enter(connection, CLOSED)
 
-    def _proceed(self, connection: Connection, workers: Workers) -> State:
-        """Do what can be done by these workers; the state that the connection is in then."""
-        while True:
-            if connection.response is None and (awaited := self._answer(connection)):
-                return awaited
-            had_body = connection.body is not None
-            state = connection.send(may_wait=True)
+    def _hand_over(self, connection: Connection) -> None:
+        """Have a thread go on with a connection."""
+        workers, handed_on = self._choose(connection), connection.state is WORKING
+        self._connections.enter(connection, WORKING)
+        proceed = functools.partial(self.proceed, workers=workers)
+        workers.submit(functools.partial(self.step, connection, proceed))
+        if handed_on:
+            self._server.wake()  # to see whether the thread for short requests is held up
+
+    def _choose(self, connection: Connection) -> Workers:
+        if connection.response is not None:
+            return self.pools["answer"]
+        if connection.deferred is not None:
+            return self.pools[connection.deferred.kind]
+        if connection.body is not None:
+            return self.pools["body"]
+        assert connection.head is not None
+        return self.pools["prompt" if self._service.is_prompt(connection.head) else "short"]
+
+    def proceed(self, connection: Connection, workers: Workers | None = None) -> State | None:
+        """Do what can be done by these workers, or the selector's thread; the state then.
+
+        None if nothing has come but empty lines, which do not lengthen a wait.
+        """
+        answered = False
+        while connection.head or connection.response or connection.take_head():
+            if connection.response is None:
+                awaited = self._answer(connection, workers) if workers else self._spare(connection)
+                if awaited:
+                    return awaited
+            state = connection.send(may_wait=workers is not None)
             if state is not IDLE:
                 return state
-            if not self._take_next_head(connection, had_body):
-                return HEAD if connection.received else IDLE
-            if connection.response is None and self._choose(connection) is not workers:
-                return WORKING
+            answered = True
+            if workers and workers is self.pools["body"]:
+                self._receive_next(connection)
+        if connection.received:
+            return HEAD
+        return IDLE if answered else None
 
-    def _answer(self, connection: Connection) -> State | None:
-        """Have the service answer; the state in which more of a body or work is awaited."""
+    def _receive_next(self, connection: Connection) -> None:
+        """Take in what comes at once behind a request with a body.
+
+        A client that sends one file after the other keeps its thread, unless others wait for
+        one: to give the connection back and take it again is a tenth of a small upload's time.
+        """
+        if not (connection.received or self.pools["body"].waiting or self._server.stopping):
+            buffer = self._buffers.body[:RECEIVE_BYTES]  # what comes with the head is copied
+            connection.received += connection.receive(buffer, SOON_SECONDS) or b""
+
+    def _answer(self, connection: Connection, workers: Workers) -> State | None:
+        """Have a request answered; the state in which more of it, or others, are awaited."""
+        if self._choose(connection) is not workers:
+            return WORKING
         answer = self._ask(connection)
         if answer is None:
             return BODY
         if isinstance(answer, Deferred):
-            if not self.pools.deferred[answer.kind].is_full():
+            if self.pools[answer.kind].waiting < MAX_DEFERRED:
                 connection.deferred = answer
                 return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
@@ -10753,23 +10714,35 @@ class Runner:
         connection.begin(answer, whole=connection.skip_body())
         return None
 
+    def _spare(self, connection: Connection) -> State | None:
+        """Spare a thread what is cheap, or too much; WORKING where one is needed."""
+        head = connection.head
+        assert head is not None
+        response = None if head.has_body else self._service.inline(head, self._server.turn)
+        if response is not None:
+            connection.begin(response)
+        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        else:
+            return WORKING
+        return None
+
     def _ask(self, connection: Connection) -> Answer | None:
         """The service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
-            response: Response = connection.deferred.work()
-            return response
-        exchange = connection.exchange
-        if exchange is None:
+            return connection.deferred.work()
+        if connection.exchange is None:
             assert connection.head is not None
             accepted = self._service(connection.head, connection.peer)
             if isinstance(accepted, Answer):
                 return accepted
-            connection.exchange = exchange = accepted
-            connection.send_interim(exchange.interim)
+            connection.exchange = accepted
+            connection.await_bytes(math.inf)
+            connection.send_interim(accepted.interim)
         try:
-            answer = self._receive(connection, exchange)
+            answer = self._receive(connection, connection.exchange)
         except HTTPError as error:
-            answer = exchange.refuse(error)
+            answer = connection.exchange.refuse(error)
         if answer is not None:
             connection.exchange = None
         return answer
@@ -10792,22 +10765,10 @@ class Runner:
             if body.finished:
                 connection.give_back_shares()
                 return exchange.finish()
-            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            patience = SOON_SECONDS if self.pools["body"].waiting else BODY_SECONDS
             data = connection.receive_body(self._buffers.body, patience)
         connection.take_share(self._server.bodies)
         return exchange.pause()
-
-    def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
-        """Whether the next request's head is here, or comes at once behind one with a body.
-
-        A client that sends one file after the other keeps its thread, unless others wait for
-        one: to give the connection back and take it again is a tenth of a small upload's time.
-        """
-        waits = had_body and not connection.received and not self._server.stopping
-        if waits and not self.pools.bodies.has_backlog():
-            buffer = self._buffers.body[:RECEIVE_BYTES]  # what comes with the head is copied
-            connection.received += connection.receive(buffer, SOON_SECONDS) or b""
-        return connection.take_head()
 
 
 class Server(ThreadingHTTPServer):
@@ -10820,70 +10781,56 @@ class Server(ThreadingHTTPServer):
     def __init__(
         self, listener: socket.socket, service: Service, most: int = MAX_DESCRIPTORS
     ) -> None:
+        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
         self.service = service
         self._selector = selectors.DefaultSelector()
         self.connections = Connections(self._selector, most, service.on_flight)
         self.runner = Runner(self, self.connections)
         self.turn = 0  # how often the selector has woken up
         self.stopping = False
-        self._stop_at = self._part_at = 0.0  # until then idle connections are kept
+        self._stop_at = 0.0
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
-        self._alarm, self._wakeup = socket.socketpair()
-        for end in (self._alarm, self._wakeup):
+        # A byte that is written to one of these ends the wait; it may be a signal's number.
+        self._alarm, self.wakeup = socket.socketpair()
+        for end in (self._alarm, self.wakeup):
             end.setblocking(False)
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
         self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
         self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
-        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        short = self.runner.pools.short
-        short.start()
+        short, relief = self.runner.pools["short"], self.runner.pools["relief"]
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
         if self.lifeline is not None:
             self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
-            patience = PATIENCE_SECONDS if short.is_waiting() else patience
-            ready = self._selector.select(patience)
+            ready = self._selector.select(PATIENCE_SECONDS if short.waiting else patience)
             self.turn += 1
             for key, _ in ready:
-                if isinstance(key.data, Connection):
-                    self._attempt(self.on_ready, key.data)
+                if not isinstance(key.data, Connection):
+                    key.data()
+                elif key.data.state is WORKING:
+                    self.connections.rest(key.data)
                 else:
-                    self._attempt(key.data)
-            short.relieve()
+                    self.runner.step(key.data, self._on_ready)
+            short.relieve(relief)
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
                 for connection in self.connections.within(*WAITS):
                     if connection.deadline < now:
-                        self._attempt(self.expire, connection)
-
-    def _attempt(self, react: Callable[..., object], *connections: Connection) -> None:
-        """React to something; no mistake in it may end the loop."""
-        try:
-            react(*connections)
-        except Exception as error:
-            warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            for connection in connections:
-                self.connections.enter(connection, CLOSED)
-
-    @property
-    def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
-        return self._wakeup.fileno()
+                        self.runner.step(connection, self._expire)
 
     def wake(self) -> None:
         """End the selector's wait."""
         with contextlib.suppress(OSError):  # it is awake, or over
-            self._wakeup.send(b"\0")
+            self.wakeup.send(b"\0")
 
     def _drain_alarm(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -10892,100 +10839,47 @@ class Server(ThreadingHTTPServer):
 
     # -- connections on which something has happened
 
-    def on_ready(self, connection: Connection) -> None:
+    def _on_ready(self, connection: Connection) -> State | None:
         """Take in what has come, or send more of an answer."""
         state = connection.state
-        if state is WORKING:
-            self.connections.rest(connection)
-            return
         if state is SENDING:
-            self.advance(connection)
-            return
+            return self.runner.proceed(connection)
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             data = b""
+        connection.due += len(data) / MIN_RATE
+        connection.received += data
         if state is BODY:
-            self._collect(connection, data)
-        elif not data:
-            self.connections.enter(connection, CLOSED)
-        elif state is LINGERING:
-            connection.dropped += len(data)
-            if connection.dropped > LINGER_BYTES:
-                self.connections.enter(connection, CLOSED)
-        else:
-            if state is HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self.advance(connection)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
+            return self._collect(connection, is_over=not data)
         if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        enough = False
+            return CLOSED
+        if state is LINGERING:
+            connection.received = b""
+            connection.dropped += len(data)
+            return CLOSED if connection.dropped > LINGER_BYTES else None
+        return self.runner.proceed(connection)
+
+    def _collect(self, connection: Connection, is_over: bool) -> State:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
         try:
-            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+            is_over = connection.take_body() or is_over
         except HTTPError as error:
-            connection.failure = error
-        if enough or connection.failure:
-            self.runner.hand_over(connection)
-        else:
-            self.connections.enter(connection, BODY)
+            connection.failure, is_over = error, True
+        return WORKING if is_over or len(connection.collected) >= COLLECT_BYTES else BODY
 
-    def advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or (
-            connection.received and self._take_request(connection)
-        ):
-            if connection.response is None:
-                self.runner.hand_over(connection)
-                return
-            state = connection.send(may_wait=False)
-            if state is WORKING:
-                self.runner.hand_over(connection, self.runner.pools.answers)
-                return
-            if state is not IDLE:
-                self.connections.enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self.connections.enter(connection, HEAD)
-        elif answered or connection.state > HEAD:
-            self.connections.enter(connection, IDLE)  # which empty lines do not lengthen
-
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not connection.take_head():
-            return False
-        head = connection.head
-        if head is None or connection.response is not None:
-            return True
-        response = None if head.has_body else self.service.inline(head, self.turn)
-        if response is not None:
-            connection.begin(response)
-        elif self.connections.in_flight >= MAX_IN_FLIGHT and not self.service.is_prompt(head):
-            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
-        return True
-
-    def expire(self, connection: Connection) -> None:
+    def _expire(self, connection: Connection) -> State | None:
         """End a connection that made no progress; 408 if a request had begun."""
         late = HTTPError(408, TOO_SLOW)
-        if connection.state is SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is BODY:
+        if connection.state is BODY:
             connection.failure = late
-            self.runner.hand_over(connection)
-        elif connection.state is HEAD and connection.received:
+            return WORKING
+        if connection.state is HEAD and connection.received:
             connection.refuse(late)
-            self.advance(connection)
-        else:
-            self.connections.enter(connection, CLOSED)
+            return self.runner.proceed(connection)
+        return CLOSED
 
     # -- beginning and end
 
@@ -10999,17 +10893,15 @@ class Server(ThreadingHTTPServer):
                     self.connections.make_room()
                 return
             sock.setblocking(False)
-            self.process_request(sock, address)
+            self.runner.step(Connection(sock, address[0], self), self._welcome)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
-        connection, connections = Connection(request, client_address[0], self), self.connections
-        full = connections.descriptors >= connections.most_descriptors
-        full = full and not connections.make_room()
-        connections.enter(connection, HEAD)
-        if full:
-            connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self.advance(connection)
+    def _welcome(self, connection: Connection) -> State | None:
+        """Wait for a request on a new connection; 503 where there is no room."""
+        connections = self.connections
+        if connections.descriptors < connections.most_descriptors or connections.make_room():
+            return HEAD
+        connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
+        return self.runner.proceed(connection)
 
     def stop(self) -> None:
         """Take no more requests; `serve_forever` returns when those in flight are answered."""
@@ -11026,12 +10918,11 @@ class Server(ThreadingHTTPServer):
             self._accept(LISTEN_BACKLOG)  # who came before the stop is answered, too
             self._selector.unregister(self.socket)
             self.socket.close()
-            self._part_at = now + FAREWELL_SECONDS
+            connections.landed_at = now
         in_flight, held = connections.count()
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
-        part_at = max(self._part_at, connections.landed_at + FAREWELL_SECONDS)
-        if (in_flight or held) and now < part_at:
+        if (in_flight or held) and now < connections.landed_at + FAREWELL_SECONDS:
             return False
         for connection in held:
             if connection.state in (IDLE, HEAD):
@@ -11082,6 +10973,9 @@ CONVERTERS: Mapping[str, Callable[[str], bool]] = {
 }
 
 # -- Declarations ------------------------------------------------------------------------
+
+
+CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})  # of what is there; POST adds to it
 
 
 class Field(NamedTuple):
@@ -11140,7 +11034,8 @@ class Route(NamedTuple):
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
-    before: Callable[..., object] | None = None  # raises what goes before errors in the fields
+    # Raises what goes before errors in the fields; what it returns is there, and to be changed
+    before: Callable[..., object] | None = None
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
@@ -11959,7 +11854,8 @@ class App:
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
-        self.library, self.images, self.users, self.entities = self.folders.values()
+        self.library, *owned = self.folders.values()
+        self.images, self.users, self.entities = owned
         public, private = thumbnail_shelves(settings, self.library)
         self.data = private.folder
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
@@ -11968,7 +11864,7 @@ class App:
         self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
         scanned = [self.library, self.images]
         self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
-        self.watcher = Watcher(self.library, self.scanner)
+        self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
@@ -12004,6 +11900,7 @@ class App:
                 (sight.hangs, "The storage folder does not answer."),
                 (sight.missing, "The storage folder is not there, or there is nothing in it."),
                 (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
+                (", ".join(sight.lost), "Folders of the server that are not there: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -12952,8 +12849,9 @@ class Application(Service):
             if problems:
                 raise ValidationError(*problems)
             parameters = {**parameters, **parsed}
-        if item.before is not None:
-            item.before(self.app, request, **parameters)
+        there = item.before and item.before(self.app, request, **parameters)
+        if there and head.method in CHANGING_METHODS:
+            check_preconditions(head.headers, *validators_of(there), changes=True)
         if item.body is not None:
             request.body = open_body(request, item.body, parameters)
             if request.body is not None:
@@ -12991,6 +12889,8 @@ class Application(Service):
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = known or ANONYMOUS
+        if principal.cookie and app.index.token_uses.is_used(principal.cookie):
+            principal = ANONYMOUS
         if principal.grant:
             path = unquote(request.head.path)
             principal = narrow(principal.grant, request.head.method, path)
@@ -13174,6 +13074,13 @@ class Accepted(Exchange):
 
     def abandon(self) -> None:
         self._application.abandon(self._request)
+
+
+def validators_of(thing: object) -> tuple[str, float | None]:
+    """The entity tag and the time of change of what is in the index; only files have a tag."""
+    if isinstance(thing, File):
+        return f'"{thing.sha256}"', thing.mtime_ns / 1e9
+    return "", getattr(thing, "updated_at", getattr(thing, "updated", None))
 
 
 def open_hot(hot: HotFile) -> Content:
@@ -13382,7 +13289,7 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
     except FileChanged:
         unseen = True
     try:
-        found = app.scanner.refresh(folder, path) if unseen else None
+        found = app.scanner.refresh(folder, path, found is not None) if unseen else None
     except (OSError, ValueError):
         found = None
     return file_response(app, request, existing(found, NO_FILE), rule)
@@ -13594,12 +13501,15 @@ def get_media(app: App, request: Request, filename: str) -> Response:
     return named_response(app, request, app.library, path, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted", 412: "Error"})
+def find_media(app: App, request: Request, filename: str) -> File:
+    """The file of a public image; 404."""
+    return existing(app.index.files.get("library", f"{MEDIA_FOLDER}/{filename}"), NO_FILE)[0]
+
+
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"}, before=find_media)
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    file, _ = existing(app.index.files.get("library", path), NO_FILE)
-    check_preconditions(request.headers, f'"{file.sha256}"', file.mtime_ns / 1e9)
     need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
@@ -13799,7 +13709,7 @@ def private_names(name: str) -> Iterator[str]:
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    stem, extension = posixpath.splitext(safe_name(filename) or "file")
+    stem, extension = posixpath.splitext(safe_name(filename))
     extension = extension or f".{facts.extension}"
     check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
@@ -13838,7 +13748,7 @@ KINDS = ("image", "video", "audio")
 ANY_BODY = ("json", "form", "multipart")
 EMAIL = (
     r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
-    r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
+    r"@(localhost|([^\W_](([^\W_]|-){0,61}[^\W_])?\.)+[^\W\d_]([^\W_]|-){0,61}[^\W_])"
 )
 GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
 
@@ -14274,7 +14184,7 @@ def list_records(app: App, request: Request) -> Response:
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
     """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    names = numbered_names(f"{user_id}/{day}/{safe_name(upload.filename)}")
     return store_upload(app, upload, app.users, names)
 
 
@@ -14283,17 +14193,12 @@ def upload_facts(request: Request) -> Facts | None:
     return request.upload.facts if request.upload else None
 
 
-def upload_name(upload: Incoming) -> str:
-    """Return the name under which a file that came is to be stored."""
-    return safe_name(upload.filename) or "file"
-
-
 def media_changes(request: Request) -> dict[str, Any]:
     """The columns of a record that a request sets."""
     columns = {"storage_path": "note", "collection": "collection_id"}
     changes = {columns.get(name, name): value for name, value in request.fields.items()}
     if request.upload and request.head.method != "PATCH":
-        changes.setdefault("name", upload_name(request.upload))
+        changes.setdefault("name", safe_name(request.upload.filename))
     if changes.get("collection_id"):
         changes["collection_id"] = changes["collection_id"].lower()
     return changes
@@ -14345,11 +14250,12 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
-def check_record(app: App, request: Request, id: str) -> None:
+def check_record(app: App, request: Request, id: str) -> MediaRecord:
     """Find the record that is about to be changed; a new file takes the place of its old one."""
     record = find_record(app, request, id)
     freed = record.size or 0 if record.path else 0
     request.room = max(0, find_room(app, record.user_id) + freed)
+    return record
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
@@ -14413,7 +14319,7 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""}, before=find_record)
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
@@ -14570,7 +14476,8 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: ""})
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
@@ -14724,10 +14631,14 @@ def get_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
+def current_entity(app: App, request: Request, id: int) -> Entity:
+    """The entity that is to be changed; 404."""
+    return find_entity(app, id)
+
+
 @route("PUT", "/entity/{id}", WRITE, "entities",
        {200: "Item", 409: "Error: The same content is stored."},
-       parameters=ENTITY_ID, body=ENTITY_REPLACE,
-       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
+       parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     """Replace an entity."""
     fields = request.fields
@@ -14743,8 +14654,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
-       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
+       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
 
@@ -14754,7 +14664,8 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities", {200: "Item"}, parameters=ENTITY_ID)
+@route("DELETE", "/entity/{id}", WRITE, "entities",
+       {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -14907,8 +14818,21 @@ NEW_SHARE = BodySpec(ANY_BODY, (
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
 SHARE_PASSWORD = BodySpec(ANY_BODY, (password_field("password"),))
+SHARE_TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "lang": "en", "pictures": "Pictures", "password": "Password", "open": "Open", "add": "Add",
+        "file": "Picture or video", "left": "{} files of other types are left out.",
+        "wrong": "That is not the link's password.",
+    },
+    "de": {
+        "lang": "de", "pictures": "Bilder", "password": "Passwort", "open": "Öffnen",
+        "add": "Hinzufügen", "file": "Bild oder Video",
+        "left": "{} Dateien anderer Art werden nicht gezeigt.",
+        "wrong": "Das ist nicht das Passwort.",
+    },
+}  # fmt: skip
 SHARE_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="{lang}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="robots" content="noindex"><title>{title}</title><link rel="icon" href="data:,">
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
@@ -14930,12 +14854,12 @@ SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self';"
     " frame-ancestors 'none'"
 )
-PASSWORD_FORM = """<form method="post"><label>Password
-<input type="password" name="password" required autofocus></label> <button>Open</button></form>
+PASSWORD_FORM = """<p role="alert">{said}</p><form method="post"><label>{password}
+<input type="password" name="password" required autofocus></label> <button>{open}</button></form>
 """
-ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
-<button>Add</button></form>
+ADD_FORM = """<form method="post" action="{url}" enctype="multipart/form-data">
+<input type="file" name="file" accept="image/*,video/*" aria-label="{file}" required>
+<button>{add}</button></form>
 """
 
 
@@ -15067,17 +14991,20 @@ def need_share_password(app: App, request: Request, share: Share) -> None:
         raise unauthorized(detail)
 
 
-def share_page(share: Share, content: str, status: int = 200) -> Response:
+def share_page(
+    share: Share, texts: Mapping[str, str], content: str, status: int = 200
+) -> Response:
     """Return an answer with a page of a share, which no other site may show or learn of."""
     headers = [
         ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Language"),
     ]
-    title = html.escape(share.title or "Pictures")
-    return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
+    title = html.escape(share.title or texts["pictures"])
+    page = SHARE_PAGE.format(**texts, title=title, content=content)
+    return Response(status, headers, page.encode())
 
 
 @route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
@@ -15085,16 +15012,18 @@ def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
+    texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if for_browser and not has_password(app, request, share):
-        return share_page(share, PASSWORD_FORM, 401)
+        return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
     need_share_password(app, request, share)
     found = shared_files(app, share, limit=MAX_SHARED)
     files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
     left = len(found) - len(files)
     if for_browser:
-        form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        note = f"<p>{left} files of other types are left out.</p>" if left else ""
-        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
+        url = request.reference(f"/s/{share.id}/upload")
+        form = ADD_FORM.format(**texts, url=url) if share.takes else ""
+        note = f"<p>{texts['left'].format(left)}</p>" if left else ""
+        return share_page(share, texts, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -15114,17 +15043,24 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
+def shared_id(app: App, share: Share, file: File) -> str:
+    """Return what names a file in a link: its SHA-256, which is told of what is sent whole."""
+    if not share.strips:
+        return file.sha256
+    return _hmac_sha256(app.share_key, f"{share.id} {file.sha256}".encode()).hex()
+
+
 def shared_json(
     app: App, request: Request, share: Share, file: File, asset: Asset
 ) -> dict[str, Any]:
     """Return a shared file as those with the link see it."""
-    url = request.url(f"/s/{share.id}/{file.sha256}")
+    url = request.url(f"/s/{share.id}/{shared_id(app, share, file)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
     return {
         "name": printable(posixpath.basename(file.path)),
         "type": asset.mime_type,
-        "size": file.size,  # at most, where something is left out of it
+        "size": None if share.strips else file.size,
         "url": url,
         "thumbnail": f"{url}?thumbnail=true" if has_thumbnail else None,
     }
@@ -15144,8 +15080,12 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
+    texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
-        raise unauthorized("That is not the link's password.")
+        if prefers(request.headers, "text/html", JSON_TYPE):
+            form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
+            return share_page(share, texts, form, 401)
+        raise unauthorized(SHARE_TEXTS["en"]["wrong"])
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
     path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
     cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
@@ -15197,7 +15137,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     """Put a guest's file into a folder of the library."""
     app = request.app
     assert incoming.facts is not None
-    name = upload_name(incoming)
+    name = safe_name(incoming.filename)
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
@@ -15214,7 +15154,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
             sent.fields = {"collection": share.target}
             create_record(app, sent)
         else:
-            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            sent.fields = {"label": safe_name(incoming.filename), "parent_id": int(share.target)}
             create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
@@ -15227,10 +15167,12 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
        {200: "file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """A file of a link, by its SHA-256."""
-    share = find_share(request, token)
+    """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
+    share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
-    found = shared_files(app, share, sha256=check_sha256(n))
+    which = {"limit": MAX_SHARED} if share.strips else {"sha256": id}
+    listed = shared_files(app, share, **which)
+    found = [each for each in listed if shared_id(app, share, each[0]) == id]
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15265,7 +15207,7 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
         with undoing(source.close):
             patches, end = find_patches(source, file.size, facts)
             check_unchanged(file, source)
-    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
 
@@ -15625,7 +15567,8 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", {204: "", 412: "Error"}, headers=TUS_HEADERS)
+@route("DELETE", "/files/{id}", TARGET, "files",
+       {204: "", 412: "Error"}, headers=TUS_HEADERS, before=find_upload)  # fmt: skip
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -15700,6 +15643,11 @@ def start_session(app: App, request: Request) -> Response:
 @route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
+    now, cookies = time.time(), request.headers.get("cookie", "")
+    viewer = verify_view(cookies, app.keys.view_key, now)
+    if viewer.cookie and not app.settings.read_only:
+        end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
+        app.index.token_uses.take(end, now)
     return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
 
 
@@ -15901,7 +15849,7 @@ OBJECTS: Mapping[str, str] = {
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
-    "SharedFile": "name type size:integer url:url thumbnail:url?",
+    "SharedFile": "name type size:integer? url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
     "Tokens": "access refresh",
@@ -16160,6 +16108,8 @@ def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
         yield from ("411", "413", "415", "429", "507")
     if is_ranged:
         yield from ("412", "416")
+    if item.before and item.method in CHANGING_METHODS:
+        yield "412"
     if f"{item.family}-422" in FAMILY_ERRORS:
         yield "422"
 
@@ -16578,13 +16528,17 @@ function draw(api) {
 fetch(`${ROOT}/openapi.json`).then((answer) => answer.json()).then(draw);
 """
 
-DOCS = build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIPT)
+
+@functools.lru_cache(maxsize=1)
+def docs_page() -> Page:
+    """Return the page that shows this interface."""
+    return build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIPT)
 
 
 @route("GET", "/docs", OPEN, "system", {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
-    return page_response(DOCS)
+    return page_response(docs_page())
 
 
 # -- The gallery: its data -----------------------------------------------------------------
@@ -16772,9 +16726,10 @@ def tagged_json(text: str) -> Response:
 # size is known before, from those in the index.
 
 ZIP_QUERY = (*GALLERY_QUERY, Field(
-    "only", default="", help="of contents: the first 12 digits of their SHA-256, with commas"
+    "only", help="of contents: the first 12 digits of their SHA-256, with commas"
 ))  # fmt: skip
 MAX_ZIPPED = 20_000  # files
+MISSING = "missing.txt"  # no media file has such a name
 LARGE_FILE = 2_000_000_000  # bytes; the fields for the size of a larger one have eight bytes
 MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
 
@@ -16783,8 +16738,9 @@ class Zipped(NamedTuple):
     """A file of a zip file, where its name is unique."""
 
     name: str
-    file: File
+    size: int
     taken: int  # wall clock, in seconds
+    open: Callable[[], io.FileIO | io.BytesIO]  # OSError if it is not what it was any more
 
     def info(self) -> zipfile.ZipInfo:
         """Return the entry's name and time, the nearest that a zip file can tell."""
@@ -16794,41 +16750,40 @@ class Zipped(NamedTuple):
     @property
     def is_large(self) -> bool:
         """Return whether its size needs a field of eight bytes (APPNOTE.TXT 4.3.14)."""
-        return self.file.size > LARGE_FILE
+        return self.size > LARGE_FILE
+
+    def begin(self, archive: zipfile.ZipFile) -> IO[bytes]:
+        """Return what takes the file's bytes into an archive."""
+        return archive.open(self.info(), "w", force_zip64=self.is_large)
 
 
 class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
 
-    def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
+    def __init__(self, files: Sequence[Zipped]) -> None:
         self._held: list[bytes] = []  # what is written and not read
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:  # for the directory's size they need not be read
                 info = each.info()
                 info.header_offset, info.CRC = self._place, 0
-                info.file_size = info.compress_size = each.file.size
+                info.file_size = info.compress_size = each.size
                 archive.infolist().append(info)
                 # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
                 around = 30 + 20 + 24 if each.is_large else 30 + 16
-                self._place += around + len(each.name.encode()) + each.file.size
+                self._place += around + len(each.name.encode()) + each.size
             archive.start_dir = self._place
         self.size, self._place = self._place, 0
         self._held.clear()
-        self._pieces = self._pack(folders, files)
+        self._pieces = self._pack(files)
 
-    def _pack(
-        self, folders: Mapping[str, Folder], files: Sequence[Zipped]
-    ) -> Generator[bytes, None, None]:
+    def _pack(self, files: Sequence[Zipped]) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                with folders[each.file.root].open(each.file.path) as source:
-                    if not each.file.matches(os.fstat(source.fileno())):
-                        return
-                    with archive.open(each.info(), "w", force_zip64=each.is_large) as target:
-                        for block in read_blocks(source, each.file.size):
-                            target.write(block)
-                            yield self._take()
+                with each.open() as source, each.begin(archive) as target:
+                    for block in read_blocks(source, each.size):
+                        target.write(block)
+                        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
@@ -16865,8 +16820,7 @@ class ZipReader:
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
     """The files of what the gallery shows, or of some of it, in one zip file."""
-    files = existing([*choose_files(app, request)], "There is nothing to download.")
-    reader = ZipReader(app.folders, files)
+    reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
     headers = [
         ("Content-Type", "application/zip"),
         ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
@@ -16875,34 +16829,79 @@ def download_items(app: App, request: Request) -> Response:
     return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
 
 
-def choose_files(app: App, request: Request) -> Iterator[Zipped]:
-    """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
-    query, taken, free = dict(request.query), set[str](), dict[str, Iterator[str]]()
-    group, album = query.pop("group", None), query.pop("album", None)
-    only = {*filter(None, query.pop("only").lower().split(","))}
+def choose_files(app: App, request: Request) -> list[Zipped]:
+    """Return what is to be downloaded of what the principal may read; 400 if it is too much.
+
+    A text names what is not as the index knows it.
+    """
+    query, taken = dict(request.query), dict[str, Iterator[str]]()
+    group, album, only = (query.pop(name, None) for name in ("group", "album", "only"))
+    wanted = None if only is None else only.lower().split(",")
+    files, missing = list[Zipped](), list[str]()
     items = open_album(app, request, album)[0] if album else open_library(app, query)
     for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
-        if group not in {None, key} or (only and item.sha256[:12] not in only):
+        if group not in {None, key} or (wanted is not None and item.sha256[:12] not in wanted):
             continue
-        if len(taken) == MAX_ZIPPED:
+        if len(files) == MAX_ZIPPED:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
         found = find_readable(app, request, item.sha256, trashed=True)
-        if found:
-            name = name_in_zip(item, found[1])
-            names = free.setdefault(name, numbered_names(name))
-            name = next(name for name in names if name not in taken)
-            taken.add(name)
-            yield Zipped(name, found[0], int(item.taken[8:]) if item.taken else 0)
+        if not found:
+            missing.append(name_in_zip(item, None))
+            continue
+        file, asset = found
+        name, taken_at = name_in_zip(item, asset.facts), int(item.taken[8:]) if item.taken else 0
+        opened = functools.partial(open_unchanged, app, file)
+        files.append(Zipped(take_name(name, taken), file.size, taken_at, opened))
+    if files and missing:
+        missing.insert(0, "These files have changed, or gone, since the server looked for them:")
+        text = "\n".join(missing).encode()
+        files.append(Zipped(MISSING, len(text), int(time.time()), lambda: io.BytesIO(text)))
+    return files
 
 
-def name_in_zip(item: Shown, asset: Asset) -> str:
-    """Return the path of a library's file, else the name, which may be anything, made safe."""
-    name = item.path.decode("utf-8", "replace")
+def open_unchanged(app: App, file: File) -> io.FileIO:
+    """Open a file that is as the index knows it; OSError."""
+    source = app.folders[file.root].open(file.path)
+    if file.matches(os.fstat(source.fileno())):
+        return source
+    source.close()
+    raise ConnectionAbortedError("a file changed before it was sent")
+
+
+BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they turn a name's end around
+DRIVE = re.compile("^([A-Za-z]):")
+
+
+def portable_name(name: str) -> str:
+    """Return a safe name that every system unpacks as it is (APPNOTE.TXT, section 4.4.17.1).
+
+    >>> portable_name("C:a. "), portable_name("..")
+    ('C_a', 'file')
+    """
+    name = safe_name(DRIVE.sub(r"\1_", BIDI_CONTROLS.sub("", name)))
+    return name.rstrip(". ") or "file"
+
+
+def name_in_zip(item: Shown, facts: Facts | None) -> str:
+    """Return an item's path, or else its name with an extension, as every system takes it."""
+    path = item.path.decode("utf-8", "replace")
     if item.id is None:
-        return name
-    name = safe_name(name)
-    extension = f".{asset.facts.extension}" if asset.facts else ""
-    return name if is_media_name(name.encode()) else name + extension
+        return "/".join(map(portable_name, path.split("/")))
+    name = portable_name(path)
+    return f"{name}.{facts.extension}" if facts and not is_media_name(name.encode()) else name
+
+
+def take_name(name: str, taken: dict[str, Iterator[str]]) -> str:
+    """Take a name that no system takes for one that is taken, with a number if need be."""
+
+    def fold(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    free = name
+    while fold(free) in taken:
+        free = next(taken[fold(name)])
+    taken[fold(free)] = itertools.islice(numbered_names(free), 1, None)
+    return free
 
 
 # -- The gallery: its page -----------------------------------------------------------------
@@ -16935,7 +16934,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
           "folder appear after its next scan.", "none": "Nothing matches",
         "noneHow": "Try other words, or look at everything.", "showAll": "Show everything",
         "locked": "These pictures are private", "lockedHow": "Sign in to see them.",
-        "offline": "The server cannot be reached. Trying again…",
+        "offline": "The server cannot be reached.",
         "degraded": "The picture folder, or a disk of it, is not there at the moment.",
         "scanning": "Looking through the folder: # files so far.",
         "gone": "This is not here any more.", "copied": "The link is copied.", "link": "The link:",
@@ -16951,12 +16950,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tooLarge": "Larger than the # that this server takes.",
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
-        "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
+        "noRoom": "The server's disk is full.",
         "progress": "# done", "byFile": "by the file's date", "share": "Share",
         "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
         "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
-        "zipLarge": "Select # at most, or download an album or a folder.",
     },
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
@@ -16986,7 +16984,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "noneHow": "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
         "showAll": "Alles zeigen", "locked": "Diese Bilder sind privat",
         "lockedHow": "Melden Sie sich an, um sie zu sehen.",
-        "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
+        "offline": "Der Server ist nicht erreichbar.",
         "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
         "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
         "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.", "link": "Der Link:",
@@ -17003,13 +17001,12 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
-        "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
+        "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig", "byFile": "Datum der Datei", "share": "Teilen",
         "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
         "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
         "endLink": "Diesen Link beenden",
-        "zipLarge": "Wählen Sie höchstens # aus, oder laden Sie ein Album oder einen Ordner.",
     },
 }  # fmt: skip
 
@@ -17019,6 +17016,16 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
 <path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
 </svg>
 """
+ICON_PNG = base64.b64decode("""
+iVBORw0KGgoAAAANSUhEUgAAAMAAAADAAgMAAAAvsoSUAAAADFBMVEX/46PT9e5v0MILa2KzJTG9AAAB6UlEQVR42u2YQW4
+DIQxFHWaWkXqVHCFH6VE4So/QG5QjZNklB+iCSl0glYEuMp0EMAYnVVVVnkWYzQv+38bA7BLwHgUCCCCAAAIIIIAAAvwmsO
+x2PGAGmDnAOwAsRwZw2n62Z0edKpcZAGAKTJeW8ZA+zsNxGDhlw42JI0WvSctU/2hpLJhNsoD+EfDGBV5uDWkqxhaQwPBmC
+ODWtxXcd0MKvBnc9nbIhiZg4HvZ7rPIhhM3dUJKl/+cTKUZAcKVjEOuCQfclU0PVUQ9DaHyeEZMgs0mmNJgLZnxxCWohZJA
+4C4g18EaGtI4YJghpR7XSpwbBUIxPnL7ku8Bz7mWyO18PnaAVNhrQdNAqGyyoyGdUV2pVqT9kdFb02pqJIFk6qLSHFttL6R
+QyNEA8Do6Q0A1FwBWo5ECTG6TR1QTos2q2baBkQ+dqt1i3BqMbwO55hAx1YSG5LFcK06L6ZXGE1YgijDJYI1AtftwQnOt2o
+Vx4fWYBtcVbUaWheprzlW3Q0p4havxzaoCXHuz0yhg2iZZ7jHUY0BhUjL3HHQjBgRqg9cI4KjCsAhgxvbrwcO6r4FEnh1iD
+QT6UKPvvz84evXYCuiY5LkhxRIoXPmsCF0A3dVj6ZDcbTd2uYsKIIAAAggggAAC/EXgCxOrmhjFPi/5AAAAAElFTkSuQmCC
+""")  # ICON, 192 pixels wide, for phones that take no SVG
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -17048,6 +17055,7 @@ GALLERY_MARKUP = """<!doctype html>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
+<p id="state" role="status" hidden></p>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
   <div id="cards" hidden></div>
@@ -17086,7 +17094,10 @@ select { max-width: 8.4rem; cursor: pointer }
 #filters { display: flex; gap: .35rem }
 #home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
 #home img { width: 2rem; border-radius: .6rem }
-#name { overflow: hidden; text-overflow: ellipsis }
+#name, #cards b, #grid h2, .words span, #uploads li > b, #login .list a, .over.top h2 {
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
+small { color: var(--soft); font-weight: 400 }
 button, .button {
   display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
   min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
@@ -17109,10 +17120,9 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #places button { min-height: 0; padding: .3rem .8rem; font-size: .9rem; color: var(--soft) }
 #places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
-#places small { color: var(--soft) }
-#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
-#notice { background: var(--tile); color: var(--ink) }
-#notice.bad { background: var(--bad); color: var(--on-bad) }
+.notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+.notice { background: var(--tile) }
+.notice.bad { background: var(--bad); color: var(--on-bad) }
 
 #stage { padding: 0 1rem; min-height: 70vh }
 #cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
@@ -17128,29 +17138,28 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 }
 #cards svg { padding: 33%; stroke-width: 1.4 }
 #cards :hover > img, #cards :hover > svg { filter: brightness(1.06) saturate(1.15) }
-#cards b { font-weight: 600; margin-top: .45rem; overflow: hidden; text-overflow: ellipsis }
-#cards b { white-space: nowrap }
-#cards small { color: var(--soft) }
+#cards b { font-weight: 600; margin-top: .45rem }
 #grid { position: relative; overflow: clip }
 #grid h2 {
   position: absolute; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
-  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
-  text-overflow: ellipsis;
+  font-weight: 650; letter-spacing: -.01em;
 }
-#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
-#grid h2 small { margin-inline-start: .5rem }
+#grid h2 small { font-size: .85rem; margin-inline-start: .5rem }
 .tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
-.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
-.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile > a { position: absolute; inset: 0; outline-offset: -3px }
+.tile img {
+  width: 100%; height: 100%; object-fit: cover; opacity: 0;
+  transition: opacity .2s, transform .15s;
+}
 .tile img.ready { opacity: 1 }
-.tile img { transition: opacity .2s, transform .15s }
-.tile .words {
+.words {
   position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+  color: var(--soft);
 }
 .words b { font-size: .95rem; color: var(--ink) }
 .words b::before { content: attr(data-name) }
-.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.words span { max-width: 100% }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
   padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
@@ -17202,10 +17211,11 @@ footer a { color: var(--soft) }
 #uploads header { display: flex; align-items: center; gap: .2rem }
 #uploads h2 { flex: 1; margin: 0; font-size: 1rem }
 #uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
-#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
-#uploads li { font-size: .88rem; align-items: center }
-#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
-#uploads li > b { white-space: nowrap }
+#uploads li {
+  display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0;
+  font-size: .88rem; align-items: center;
+}
+#uploads li > b { font-weight: 500 }
 #uploads li > span { color: var(--soft); grid-column: 1 / -1 }
 #uploads li.failed > span { color: var(--bad) }
 #uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
@@ -17229,28 +17239,24 @@ dialog { border: 0; color: inherit }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
 #login .list > button { justify-content: start; border-radius: .7rem }
 #login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
-#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
-#login small { color: var(--soft) }
+#login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
-#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
-#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer { position: fixed; inset: 0; width: 100%; height: 100dvh; max-width: none; padding: 0 }
+#viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
+#viewer { --ink: #f2f0ec; --soft: #a5a19a; --accent: #6fd0c2; --tile: #fff2 }
 #viewer[open] { display: flex }
-#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
 #view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
 #view { outline: 0 }
 #view > :not(.over) { position: absolute; inset: 0; margin: auto }
 #view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
 #view > img { user-select: none; -webkit-user-drag: none }
 #view > audio { width: min(30rem, 90%) }
-#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
-#view > .words { justify-content: center; color: #bbb }
-#view .words b { color: #fff; font-size: 1.4rem }
+#view > .words b { font-size: 1.4rem }
 #view.large { cursor: grab }
 .over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
 .over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
 .over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
-.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .over.side { top: 50%; translate: 0 -50% }
 .over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
 .over.left { left: .6rem }
@@ -17258,12 +17264,10 @@ dialog { border: 0; color: inherit }
 .idle .over { opacity: 0; transition: opacity .4s }
 #facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
 #facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
-#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dt { color: var(--soft); font-size: .8rem; margin-top: .8rem }
 #facts dd { margin: 0; overflow-wrap: anywhere }
-#facts a { color: #6fd0c2 }
 #facts p button { display: grid; justify-content: start; justify-items: start; gap: 0 }
 #facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
-#facts small { color: #a5a19a; font-weight: 400 }
 
 @media (max-width: 70rem) {
   #bar { flex-wrap: wrap; gap: .4rem }
@@ -17274,7 +17278,7 @@ dialog { border: 0; color: inherit }
 }
 @media (max-width: 46rem) {
   #bar { padding: .5rem .75rem }
-  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+  h1 { flex: 1 0 calc(100% - 13rem) }
   select { max-width: 7rem; padding: .45rem .6rem; flex: none }
   #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
@@ -17349,46 +17353,51 @@ function icon(name) {
   return picture;
 }
 
-function button(name, label, run, properties = {}) {
-  const shown = properties.text ? h("span", {}, t(label)) : null;
-  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
-  if (!shown) made.setAttribute("aria-label", t(label));
-  return made;
+function button(name, label, run, isNamed = false) {
+  const [title, type] = [t(label), "button"];
+  return h("button", {type, title, "aria-label": title, onclick: run}, icon(name),
+    isNamed ? h("span", {}, title) : "");
 }
 
 const $ = (id) => document.getElementById(id);
-for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
+const instead = (run) => (event) => { event.preventDefault(); return run(event); };
 for (const each of document.querySelectorAll("[data-t]")) {
-  if (each.dataset.icon) each.append(h("span", {}, t(each.dataset.t)));
-  else each.textContent = t(each.dataset.t);
-  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+  each.title = t(each.dataset.t);
+  each.replaceChildren(each.dataset.icon ? icon(each.dataset.icon) : "",
+    h("span", {}, each.title));
 }
 for (const each of document.querySelectorAll("[data-label]")) {
-  each.setAttribute("aria-label", t(each.dataset.label));
-  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
-  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+  each.placeholder = t(each.dataset.label);
+  each.setAttribute("aria-label", each.placeholder);
+  if (each.dataset.icon) each.append(icon(each.dataset.icon));
 }
 
 let shown = null;  // {group, place} of what the viewer shows
-let noticeTimer = 0, said = "", state = ["", false];
+let noticeTimer = 0;
 
-function showNotice(text, bad) {
+// Say what lasts until it is over, in #state, or has just been, in #notice.
+function say(id, text, isBad = false) {
+  const className = isBad ? "notice bad" : "notice";
+  Object.assign($(id), {hidden: !text, textContent: text, className});
+}
+
+function notify(text, isBad) {
+  const inDialog = document.querySelector("#login[open] .error");
+  if (inDialog) { inDialog.textContent = text; return; }
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
-}
-
-function notify(text, seconds = 0, bad = false) {
-  said = text;
+  say("notice", text, isBad);
   clearTimeout(noticeTimer);
-  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
-  showNotice(...(text ? [text, bad] : state));
+  noticeTimer = setTimeout(say, isBad ? 8000 : 5000, "notice", "");
 }
 
-// What lasts until it is over: it waits for what is said for a moment.
-function notifyState(text, bad = false) {
-  state = [text, bad];
-  if (!said) showNotice(...state);
-}
+// What was refused is told wherever nothing else is made of it.
+class Refusal extends Error {}
+
+window.addEventListener("unhandledrejection", (event) => {
+  if (!(event.reason instanceof Refusal)) return;
+  event.preventDefault();
+  notify(event.reason.message, true);
+});
 
 // -- Who is signed in --------------------------------------------------------------------
 // An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
@@ -17402,9 +17411,8 @@ function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver")))
   session = value;
   for (const each of stores) each.removeItem("mediaserver");
   if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
-  const label = t(value.access ? "signOut" : "signIn");
-  $("account").setAttribute("aria-label", label);
-  $("account").title = label;
+  $("account").title = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", $("account").title);
   $("account").setAttribute("aria-pressed", Boolean(value.access));
 }
 
@@ -17425,8 +17433,7 @@ const json = (method, value) => ({
 let refreshing = null;
 
 async function refresh() {
-  const spent = json("POST", {refresh: session.refresh});
-  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  const answer = await reach("/api/auth/token/refresh/", json("POST", {refresh: session.refresh}));
   if (answer.ok) {
     keepSession(await answer.json());
     await startSession();
@@ -17443,22 +17450,16 @@ async function bearer() {
   return session.access ? {Authorization: `Bearer ${session.access}`} : {};
 }
 
-const startSession = () => fetch(`${ROOT}/session`,
-  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}}).catch(() => {});
+const startSession = (access = session.access) =>
+  reach("/session", {method: "POST", headers: {Authorization: `Bearer ${access}`}});
 
 setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
-async function call(path, options = {}) {
-  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
-}
+const reach = (path, options) =>
+  fetch(ROOT + path, options).catch(() => { throw new Refusal(t("offline")); });
 
-// Call, and tell what is wrong; the answer if nothing is.
-async function ask(path, options) {
-  const answer = await call(path, options);
-  if (answer.ok) return answer;
-  notify(await problem(answer), 8, true);
-  return null;
-}
+const call = async (path, options = {}) =>
+  reach(path, {...options, headers: {...options.headers, ...await bearer()}});
 
 // What is wrong by an answer's status and body, in one sentence; `known` are texts by status.
 function sentence(status, body, known) {
@@ -17470,35 +17471,44 @@ function sentence(status, body, known) {
   }
 }
 
-const problem = async (answer) => sentence(answer.status, await answer.text());
+async function check(answer) {
+  if (!answer.ok) throw new Refusal(sentence(answer.status, await answer.text()));
+  return answer;
+}
+
+// Call, and return what is answered; else a Refusal.
+const ask = async (path, options) => check(await call(path, options));
+const read = async (path, options) => (await ask(path, options)).json();
 
 async function signOut() {
   if (session.refresh) {
     await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
   }
   keepSession({});
-  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  await reach("/session", {method: "DELETE"});
   start();
 }
 
-// Ask something in the dialog; `send` returns what is wrong.
+// Ask something in the dialog, until `send` does not refuse it.
 function showForm(title, fields, send) {
   const error = h("p", {className: "error", role: "alert"});
   const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
     h("div", {className: "row"},
       h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
       h("button", {className: "main"}, t(title))));
-  form.onsubmit = async (event) => {
-    event.preventDefault();
-    error.textContent = await send(form.elements);
-    if (!error.textContent && form.isConnected) $("login").close();
-  };
+  form.onsubmit = instead(async () => {
+    error.textContent = "";
+    await send(form.elements);
+    if (form.isConnected) $("login").close();
+  });
   $("login").replaceChildren(form);
   if (!$("login").open) $("login").showModal();
 }
 
 const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
-const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+const tick = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+
+$("account").onclick = () => session.access ? signOut() : signIn();
 
 function signIn(then = start) {
   const word = {type: "password", autocomplete: "current-password"};
@@ -17506,32 +17516,24 @@ function signIn(then = start) {
     field("name", {autocomplete: "username", autocapitalize: "none", spellcheck: false}),
     field("password", word),
     h("details", {}, h("summary", {}, t("useKey")), field("key", {...word, autocomplete: "off"})),
-    check("stay"),
+    tick("stay"),
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
-    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    if (!said) then();
-    return said;
+    await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    then();
   });
 }
 
-// Sign in; return what is wrong.
 async function enter(name, password, key, stay) {
   let made = {access: key};
   if (!key) {
     const who = name.includes("@") ? {email: name} : {username: name};
-    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
-    if (!answer.ok) return problem(answer);
-    made = await answer.json();
+    const answer = await reach("/api/auth/login/", json("POST", {...who, password}));
+    made = await (await check(answer)).json();
   }
-  const headers = {Authorization: `Bearer ${made.access}`};
-  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
-  if (!answer.ok) return problem(answer);
+  await check(await startSession(made.access));
   keepSession(made, stay);
-  return "";
 }
-
-$("account").onclick = () => session.access ? signOut() : signIn();
 
 // -- What is shown: the page's address ---------------------------------------------------
 // These choose; group and item open one in the viewer.
@@ -17606,10 +17608,10 @@ const album = () => query.get("album") || "";
 const isCollection = () => album().includes("-");
 const isTree = () => /^(entities|\d+)$/.test(album());
 
-function itemsPath(group = "", form = "items") {
+function itemsPath(group = null, form = "items") {
   const asked = new URLSearchParams(query);
   asked.delete("month");  // of the groups that have come
-  if (group) asked.set("group", group);
+  if (group !== null) asked.set("group", group);
   return `/gallery/${form}${asked.size ? `?${asked}` : ""}`;
 }
 
@@ -17619,37 +17621,30 @@ let starts = 0;
 async function start(again = false) {
   const turn = ++starts;
   const {group, item} = readAddress();
-  let answer;
-  try {
-    answer = await call(itemsPath());
-  } catch {
-    notifyState(t("offline"), true);
-    setTimeout(() => start(true), 5000);
-    return;
-  }
+  const answer = await call(itemsPath()).catch(() => null);
   if (turn !== starts) return;
-  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+  const status = answer ? answer.status : 0;
+  if (status === 401 && session.access) {  // it has expired, or was never good
     keepSession({});
     start(again);
     return;
   }
-  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
-  if (!answer.ok) {
-    notifyState(await problem(answer), true);
+  if (status === 401 || status === 403) { showLocked(); return; }
+  if (status !== 200) {
+    say("state", answer ? sentence(status, await answer.text()) : t("offline"), true);
     setTimeout(() => turn === starts && start(again), 5000);
     return;
   }
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
   if (turn !== starts) return;
-  setTimeout(() => document.hidden || turn !== starts || start(true),
-    value.scanning === null ? 30000 : 3000);
-  if (value.degraded) notifyState(t("degraded"), true);
-  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  const isScanning = value.scanning !== null;
+  const state = isScanning ? t("scanning", NUMBER.format(value.scanning)) : "";
+  say("state", value.degraded ? t("degraded") : state, value.degraded);
+  setTimeout(() => document.hidden || turn !== starts || start(true), isScanning ? 3000 : 30000);
   if (tag !== listTag || !again) takeList(value, again);
   listTag = tag;
-  if (item) openLinked(group, item);
-  else closeViewer();
+  openLinked(group, item);
 }
 
 function takeList(value, again) {
@@ -17679,9 +17674,8 @@ function titleOf(key) {
 // Load a group's items, once; the old ones are shown meanwhile.
 async function load(group) {
   if (!group.fresh) {
-    group.asked ||= call(itemsPath(group.key)).then(async (answer) => {
-      if (!answer.ok) throw new TypeError(answer.status);
-      group.items = (await answer.json()).items;
+    group.asked ||= read(itemsPath(group.key)).then(({items}) => {
+      group.items = items;
       group.count = group.items.length;
       group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
@@ -17892,8 +17886,8 @@ function wordsFor(item) {
 
 // Arrow keys go from tile to tile.
 async function moveFocus(group, place, event) {
-  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
-    ArrowDown: rowLength(group, place)}[event.key];
+  const row = rowOf(group, place)?.[1] || 1;
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
   if (!step) return;
   event.preventDefault();
   const there = await neighbour(group, place, step);
@@ -17903,12 +17897,11 @@ async function moveFocus(group, place, event) {
   tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
 }
 
-const rowLength = (group, place) =>
-  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+const rowOf = (group, place) => group.rows.find(([first, count]) => place < first + count);
 
 // Scroll so that an item is in view.
 function reveal(group, place) {
-  const row = group.rows.find(([first, count]) => place < first + count);
+  const row = rowOf(group, place);
   if (!row) return;
   const top = $("grid").offsetTop + group.top + row[2];
   const bar = $("bar").offsetHeight + 8;
@@ -18003,7 +17996,7 @@ function foldersIn(here) {
 // What can be done with a folder, a month or an album as a whole.
 function actsHere() {
   const made = [];
-  const act = (...about) => made.push(button(...about, {text: true}));
+  const act = (...about) => made.push(button(...about, true));
   if (groups.length) {
     act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
   }
@@ -18050,37 +18043,29 @@ function drawCards() {
 
 const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
 
-// Ask for a name in the dialog, below `more`; what is wrong with `send`'s answer is said there.
-function askName(title, label, value, more, send) {
-  const name = h("input", {name: "name", value, required: true, maxLength: 255});
-  showForm(title, [more, h("label", {}, t(label), name)], async () => {
-    const answer = await send({name: name.value});
-    return answer.ok ? "" : problem(answer);
-  });
-}
-
 const collectionPath = (key) => `/api/media/collections/${key}/`;
 
-async function makeAlbum(value, then) {
-  const answer = await call("/api/media/collections/", json("POST", value));
-  if (answer.ok) then((await answer.clone().json()).id, value.name);
-  return answer;
+// Ask for an album's name in the dialog, below `more`.
+function askName(title, label, value, send, more = "") {
+  showForm(title, [more, field(label, {value, required: true, maxLength: 255})],
+    (elements) => send(elements[label].value));
 }
 
-const newAlbum = () => askName("newAlbum", "albumName", "", [], (value) =>
-  makeAlbum(value, (key) => choose({...NOTHING, album: key})));
+const makeAlbum = async (name) =>
+  (await read("/api/media/collections/", json("POST", {name}))).id;
 
-function renameAlbum() {
-  askName("rename", "albumName", placeName(), [], async (value) => {
-    const answer = await call(collectionPath(album()), json("PATCH", value));
-    if (answer.ok) start(true);
-    return answer;
-  });
-}
+const newAlbum = () => askName("newAlbum", "albumName", "", async (name) =>
+  choose({...NOTHING, album: await makeAlbum(name)}));
+
+const renameAlbum = () => askName("rename", "albumName", placeName(), async (name) => {
+  await ask(collectionPath(album()), json("PATCH", {name}));
+  start(true);
+});
 
 async function removeAlbum() {
   if (!window.confirm(t("sureAlbum", placeName()))) return;
-  if (await ask(collectionPath(album()), {method: "DELETE"})) choose({...NOTHING, album: "all"});
+  await ask(collectionPath(album()), {method: "DELETE"});
+  choose({...NOTHING, album: "all"});
 }
 
 async function emptyTrash() {
@@ -18090,36 +18075,30 @@ async function emptyTrash() {
 }
 
 async function addToAlbum(items) {
-  const answer = await ask("/gallery/items?album=all");
-  if (!answer) return;
-  const {albums} = await answer.json();
+  const {albums} = await read("/gallery/items?album=all");
   const put = async (key, name) => {
+    await fillAlbum(key, items);
     $("login").close();
-    const said = await fillAlbum(key, items);
-    if (!said) clearPicks();
-    notify(said || t("added", name), 5, Boolean(said));
+    clearPicks();
+    notify(t("added", name));
   };
   const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
     h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
-  askName("addTo", "newAlbum", "", h("div", {className: "list"}, mine),
-    (value) => makeAlbum(value, put));
+  askName("addTo", "newAlbum", "", async (name) => put(await makeAlbum(name), name),
+    h("div", {className: "list"}, mine));
 }
 
-// Put items into a collection: own records move there, all else is shown there. What is wrong.
+// Put items into a collection: own records move there, all else is shown there.
 async function fillAlbum(key, items) {
   const own = items.filter((item) => item[ID] && !isEntity(item));
   const hashes = items.filter((item) => !own.includes(item)).map((item) => item[SHA]);
-  const calls = own.map((item) =>
-    [`${record(item)}add-to-collection/`, json("POST", {collection_id: key})]);
+  for (const item of own) {
+    await ask(`${record(item)}add-to-collection/`, json("POST", {collection_id: key}));
+  }
   for (let at = 0; at < hashes.length; at += 1000) {
-    const some = hashes.slice(at, at + 1000);
-    calls.push([`${collectionPath(key)}add/`, json("POST", {sha256: some})]);
+    const sha256 = hashes.slice(at, at + 1000);
+    await ask(`${collectionPath(key)}add/`, json("POST", {sha256}));
   }
-  for (const each of calls) {
-    const answer = await call(...each);
-    if (!answer.ok) return problem(answer);
-  }
-  return "";
 }
 
 // -- Links for who has no account --------------------------------------------------------
@@ -18136,9 +18115,7 @@ function shareOf(item) {
 
 // Make a link in the dialog, which lists all that there are.
 async function share(shown, title) {
-  const answer = await ask("/shares");
-  if (!answer) return;
-  const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
+  const links = (await read("/shares")).map(({id, url, title: name, expires_at: end}) => {
     const remove = async () => {
       await ask(`/shares/${id}`, {method: "DELETE"});
       share(shown, title);
@@ -18152,15 +18129,13 @@ async function share(shown, title) {
   showForm("share", [
     h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
     field("days", {type: "number", min: 0, value: 30}),
-    field("linkPassword", {autocomplete: "off"}), check("strip"), grows ? check("guests") : "",
+    field("linkPassword", {autocomplete: "off"}), tick("strip"), grows ? tick("guests") : "",
   ], async ({linkTitle, days, linkPassword, strip, guests}) => {
-    const made = await call("/shares", json("POST", {
+    await ask("/shares", json("POST", {
       ...shown, title: linkTitle.value, password: linkPassword.value || null,
       strip: strip.checked, upload: Boolean(guests?.checked), expires_in: 86400 * days.value,
     }));
-    if (!made.ok) return problem(made);
     await share(shown, title);
-    return "";
   });
 }
 
@@ -18194,19 +18169,14 @@ function showLocked() {
   clearTiles();
   $("grid").style.height = 0;
   $("scrubber").hidden = true;
-  notifyState("");
+  say("state", "");
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
 
-$("home").onclick = (event) => {
-  event.preventDefault();
-  choose(NOTHING);
-};
-$("search").onsubmit = (event) => {
-  event.preventDefault();
-  choose({q: $("search").elements.q.value.trim(), album: album() === "all" ? "" : album()});
-};
+$("home").onclick = instead(() => choose(NOTHING));
+$("search").onsubmit = instead(({target}) =>
+  choose({q: target.elements.q.value.trim(), album: album() === "all" ? "" : album()}));
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
 });
@@ -18295,7 +18265,9 @@ function drawPicked() {
   $("picked").hidden = !items.length;
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
-    button("down", "download", () => downloadAll(items), {text: true}),
+    button("down", "download", () => downloadAll(items), true),
+    list.read_only || album() === "trash" ? ""
+      : button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
     ...ways(items), button("close", "clear", clearPicks));
 }
 
@@ -18320,16 +18292,14 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// The buttons of what can be done with items besides showing them.
+// The buttons that bring items back or take them away.
 function ways(items) {
-  if (list.read_only) return [];
-  if (album() === "trash") {
-    return [button("undo", "restore", () => restoreAll(items), {text: true}),
-      button("trash", "remove", () => deleteAll(items))];
-  }
-  return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
-    items.every(removal) ? button("trash", isCollection() ? "takeOut" : "remove",
-      () => deleteAll(items)) : ""];
+  if (!items.every(removal)) return [];
+  const label = isCollection() ? "takeOut" : "remove";
+  return [
+    album() === "trash" ? button("undo", "restore", () => restoreAll(items)) : "",
+    button("trash", label, () => deleteAll(items)),
+  ];
 }
 
 // The call that deletes an item, if one may: of the library only what was uploaded for everybody,
@@ -18349,26 +18319,25 @@ function removal(item) {
 
 const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
 
-// Call for each item; whether all went well.
+// Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
+  const next = shown && (await neighbour(shown.group, shown.place, 1)
+    || await neighbour(shown.group, shown.place, -1));
   for (const item of items) {
     const answer = await call(...callOf(item));
-    if (!answer.ok && answer.status !== 404) {
-      notify(await problem(answer), 8, true);
-      return false;
-    }
+    if (answer.status !== 404) await check(answer);
     picked.delete(keyOf(item));
   }
+  if (shown) history.replaceState(null, "", addressTo(next));
   drawPicked();
   await start(true);
-  notify(t(said, nameAll(items)), 4);
-  return true;
+  notify(t(said, nameAll(items)));
 }
 
 async function deleteAll(items) {
   const forGood = !album() || album() === "trash";
-  if (forGood && !window.confirm(t("sure", nameAll(items)))) return false;
-  return callAll(items, removal, isCollection() ? "takenOut" : "deleted");
+  if (forGood && !window.confirm(t("sure", nameAll(items)))) return;
+  await callAll(items, removal, isCollection() ? "takenOut" : "deleted");
 }
 
 const restoreAll = (items) =>
@@ -18381,10 +18350,11 @@ function save(url, name = "") {  // where there is none, the server names the fi
 }
 
 function downloadAll(items) {
-  const only = items.map((item) => item[SHA].slice(0, 12)).join();
-  if (items.length === 1) save(original(items[0]), nameOf(items[0]));
-  else if (items.length > MOST_NAMED) notify(t("zipLarge", NUMBER.format(MOST_NAMED)), 8, true);
-  else save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  for (let at = 0; at < items.length; at += MOST_NAMED) {
+    const only = items.slice(at, at + MOST_NAMED).map((item) => item[SHA].slice(0, 12)).join();
+    save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
+  }
 }
 
 // -- The viewer --------------------------------------------------------------------------
@@ -18393,7 +18363,9 @@ const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
 let factsOpen = false, slideshow = 0, lastShown = "";
 
+// Have the viewer show what the address names, if that is an item.
 async function openLinked(key, wanted) {
+  if (!wanted) { closeViewer(); return; }
   const isShown = () => shown && keyOf(shown.group.items?.[shown.place] || []) === wanted;
   if (isShown() && groups.includes(shown.group)) return;
   const group = groups.find((each) => each.key === (key || ""));
@@ -18401,7 +18373,7 @@ async function openLinked(key, wanted) {
   const at = found.findIndex((item) => keyOf(item) === wanted);
   if (at < 0) {
     closeViewer();
-    notify(t("gone"), 5, true);
+    notify(t("gone"), true);
   } else if (isShown()) {
     shown = {group, place: at};
   } else {
@@ -18410,8 +18382,14 @@ async function openLinked(key, wanted) {
   }
 }
 
+const shownItem = () => shown.group.items[shown.place];
+
+// The address of an item of a group, or of none.
+const addressTo = (there) => addressOf(
+  there ? {group: there.group.key, item: keyOf(there.group.items[there.place])} : {});
+
 function openItem(group, place) {
-  history.pushState(null, "", addressOf({group: group.key, item: keyOf(group.items[place])}));
+  history.pushState(null, "", addressTo({group, place}));
   pushed = true;
   show(group, place);
 }
@@ -18445,9 +18423,7 @@ function drawView(item) {
     button("link", "copy", () => copy(location.href)),
     shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
-    ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
-    removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
-      () => leaveShown(deleteAll)) : "",
+    ...ways([item]),
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -18514,15 +18490,14 @@ async function go(step) {
   const there = await neighbour(from.group, from.place, step);
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
-  const item = there.group.items[there.place];
-  history.replaceState(null, "", addressOf({group: there.group.key, item: keyOf(item)}));
+  history.replaceState(null, "", addressTo(there));
   show(there.group, there.place);
 }
 
 function closeShown() {
   if (pushed) history.back();
   else {
-    history.replaceState(null, "", addressOf({}));
+    history.replaceState(null, "", addressTo(null));
     closeViewer();
   }
 }
@@ -18544,7 +18519,7 @@ function closeViewer() {
 function toggleFacts() {
   factsOpen = !factsOpen;
   $("facts")?.remove();
-  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+  if (factsOpen) $("viewer").append(drawFacts(shownItem()));
 }
 
 function stopSlideshow() {
@@ -18554,10 +18529,7 @@ function stopSlideshow() {
 
 function toggleSlideshow() {
   if (slideshow) stopSlideshow();
-  else {
-    slideshow = setInterval(() =>
-      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
-  }
+  else slideshow = setInterval(() => shown && shownItem()[KIND] === "image" && go(1), 4000);
   show(shown.group, shown.place);
 }
 
@@ -18567,31 +18539,18 @@ const toggleFull = () =>
 async function copy(url) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(url);
-    notify(t("copied"), 4);
+    notify(t("copied"));
   } else window.prompt(t("link"), url);
 }
 
-// Do what takes the shown item away, and go on to the next.
-async function leaveShown(run) {
-  const {group, place} = shown;
-  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const point = (to, at) => history.replaceState(null, "", addressOf(
-    to ? {group: to.key, item: keyOf(to.items[at])} : {}));
-  point(there?.group, there?.place);
-  if (!await run([group.items[place]])) point(group, place);
-}
-
-$("viewer").addEventListener("cancel", (event) => {
-  event.preventDefault();
-  closeShown();
-});
+$("viewer").addEventListener("cancel", instead(closeShown));
 document.addEventListener("keydown", (event) => {
   const elsewhere = !shown || event.target.matches("video, audio");
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow,
-    Delete: () => removal(shown.group.items[shown.place]) && leaveShown(deleteAll),
+    Delete: () => removal(shownItem()) && deleteAll([shownItem()]),
   }[event.key];
   if (!run) return;
   event.preventDefault();
@@ -18612,11 +18571,24 @@ function zoomable(picture, item) {
   const fingers = new Map();
   let scale = 1, x = 0, y = 0, begun = null;
 
-  function apply() {
-    const view = $("view");
-    const within = (value, length) =>
-      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
-    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+  // Where the fingers are together, and how far apart.
+  function grip() {
+    const [first, second = first] = [...fingers.values()];
+    const [dx, dy] = [second.clientX - first.clientX, second.clientY - first.clientY];
+    return {x: first.clientX + dx / 2, y: first.clientY + dy / 2, wide: Math.hypot(dx, dy) || 1};
+  }
+
+  // Zoom about a point of the window, and move.
+  function zoom(factor, at, dx = 0, dy = 0) {
+    const view = $("view"), box = view.getBoundingClientRect();
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    const put = (value, from, length) => {
+      const most = length * (wanted - 1) / 2;
+      return Math.max(-most, Math.min(most, from - (from - value) * wanted / scale));
+    };
+    x = put(x + dx, at.x - box.left - box.width / 2, box.width);
+    y = put(y + dy, at.y - box.top - box.height / 2, box.height);
+    scale = wanted;
     picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
     view.classList.toggle("large", scale > 1);
     const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
@@ -18627,48 +18599,21 @@ function zoomable(picture, item) {
     }
   }
 
-  function zoom(factor, clientX, clientY) {
-    const box = $("view").getBoundingClientRect();
-    const fromX = clientX - box.left - box.width / 2;
-    const fromY = clientY - box.top - box.height / 2;
-    const wanted = Math.max(1, Math.min(8, scale * factor));
-    x = fromX - (fromX - x) * wanted / scale;
-    y = fromY - (fromY - y) * wanted / scale;
-    scale = wanted;
-    apply();
-  }
-
-  const spread = () => {
-    const [first, second] = [...fingers.values()];
-    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
-  };
-  picture.onwheel = (event) => {
-    event.preventDefault();
-    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
-  };
-  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.onwheel = instead((event) =>
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event));
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event);
   picture.onpointerdown = (event) => {
     picture.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, event);
     begun = fingers.size === 1 ? event : null;
   };
   picture.onpointermove = (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before) return;
-    if (fingers.size === 2) {
-      const wide = spread();
-      fingers.set(event.pointerId, event);
-      const [first, second] = [...fingers.values()];
-      const middle = (axis) => (first[axis] + second[axis]) / 2;
-      zoom(spread() / wide, middle("clientX"), middle("clientY"));
-      return;
-    }
+    if (!fingers.has(event.pointerId)) return;
+    const before = grip();
     fingers.set(event.pointerId, event);
-    if (scale > 1) {
-      x += event.clientX - before.clientX;
-      y += event.clientY - before.clientY;
-      apply();
-    }
+    const {x: left, y: top, wide} = grip();
+    if (fingers.size === 1 && scale === 1) return;
+    zoom(wide / before.wide, {x: left, y: top}, left - before.x, top - before.y);
   };
   picture.onpointerup = picture.onpointercancel = (event) => {
     fingers.delete(event.pointerId);
@@ -18752,23 +18697,21 @@ async function sendUpload(upload) {
   const {file} = upload;
   const route = upload.route = routeOf(file);
   upload.state = "sending";
-  if (!route) {
+  if (route) {
+    const form = new FormData();
+    for (const field of Object.entries(route.fields)) form.append(...field);
+    form.append(route.field || "file", file);
+    endUpload(upload, file.size > LARGE ? await sendParts(upload)
+      : await transmit(upload, route.method, withToken(route.path), form));
+  } else {
     const most = list.has_account || list.can_write ? list.max_media_bytes : list.max_upload_bytes;
     refuse(upload, t(file.size > most ? "tooLarge" : "denied", bytes(most)), true);
-    pump();
-    return;
   }
-  const form = new FormData();
-  for (const field of Object.entries(route.fields)) form.append(...field);
-  form.append(route.field || "file", file);
-  const request = file.size > LARGE ? await sendParts(upload)
-    : await transmit(upload, route.method, withToken(route.path), form);
-  endUpload(upload, request);
   pump();
 }
 
 // One request of an upload, when it is over; `from` are the bytes before it.
-async function transmit(upload, method, path, body, headers = {}, from = 0) {
+async function transmit(upload, method, path, body = null, headers = {}, from = 0) {
   const request = upload.request = new XMLHttpRequest();
   request.open(method, ROOT + path);
   for (const header of Object.entries({...headers, ...await bearer()})) {
@@ -18785,39 +18728,35 @@ async function transmit(upload, method, path, body, headers = {}, from = 0) {
   });
 }
 
-// Send a file by tus 1.0: it goes on where it was, after a pause, a lost connection or a reload.
-// The last request; with the family's answer if all went well.
+// Send a file in parts, by the IETF's resumable uploads: it goes on where it was, after a pause, a
+// lost connection or a reload. The last request, which has the family's answer if all went well.
 async function sendParts(upload) {
   const {file, route} = upload;
   const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
-  const tus = {"Tus-Resumable": "1.0.0"};
-  const send = (...more) => transmit(upload, ...more);
-  let path = localStorage.getItem(mark), request = null, offset = null;
+  let path = localStorage.getItem(mark), request = null, offset = 0;
   if (path) {
-    request = await send("HEAD", path, null, tus);
+    request = await transmit(upload, "GET", path);
     if (/^4(01|03|04|10)$/.test(request.status)) path = null;
+    else if (request.status !== 200) return request;
+    else offset = JSON.parse(request.responseText).offset;
   }
   if (!path) {
     const texts = {target: route.target, filename: file.name, ...route.fields};
     const coded = Object.entries(texts).map(([name, text]) =>
       `${name} ${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}`);
-    request = await send("POST", withToken("/files/"), null,
-      {...tus, "Upload-Length": file.size, "Upload-Metadata": coded.join()});
+    request = await transmit(upload, "POST", withToken("/files/"), null, {
+      "Upload-Complete": "?0", "Upload-Length": file.size, "Upload-Metadata": coded.join()});
     path = request.getResponseHeader("Location")?.match(/\/files\/[^/]*$/)[0];
     if (path) localStorage.setItem(mark, path);
   }
-  const type = {"Content-Type": "application/offset+octet-stream"};
-  while (/^(2|409)/.test(request.status)) {  // 409 with an offset: it goes on there
-    if ((offset = request.getResponseHeader("Upload-Offset")) === null) break;
-    offset = Number(offset);
-    if (offset === file.size) {
-      localStorage.removeItem(mark);
-      return send("GET", path, null, tus);
-    }
-    request = await send("PATCH", path, file.slice(offset, offset + PART),
-      {...tus, ...type, "Upload-Offset": offset}, offset);
+  while (offset < file.size && /^(2|409)/.test(request.status)) {  // 409: it goes on elsewhere
+    const end = offset + PART;
+    request = await transmit(upload, "PATCH", path, file.slice(offset, end), {
+      "Upload-Complete": end < file.size ? "?0" : "?1", "Upload-Offset": offset,
+      "Content-Type": "application/partial-upload"}, offset);
+    offset = Number(request.getResponseHeader("Upload-Offset") || file.size);
   }
-  if (/^4(00|09|13|15|22)$/.test(request.status)) localStorage.removeItem(mark);
+  if (/^(20|4(00|09|13|15|22)$)/.test(request.status)) localStorage.removeItem(mark);
   return request;
 }
 
@@ -18831,14 +18770,13 @@ function endUpload(upload, request) {
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(() => start(true), 700);
   } else if (/^(0|423|429|503)$/.test(status) && upload.tries++ < 5) {
-    upload.state = "later";
-    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+    setTimeout(retry, 2000 * upload.tries, upload);
   } else if (status === 401) {
     upload.state = "waiting";
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    const known = {0: "lost", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
+    const known = {0: "offline", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
     refuse(upload, sentence(status, request.responseText, known), /^4(00|13|15|22)$/.test(status));
   }
 }
@@ -18883,19 +18821,18 @@ function drawUploads() {
 }
 
 const rank = (upload) =>
-  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+  ["failed", "sending", "waiting", "known", "stored"].indexOf(upload.state);
 
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
   upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
-  const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
   const name = to && t(/^(mine|entities)$/.test(to) ? to : "albums");
   const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
-    upload.bar || h("span", {}, state, there));
+    upload.bar || h("span", {}, upload.message || t(upload.state), there));
 }
 
 const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
@@ -18917,20 +18854,14 @@ window.addEventListener("beforeunload", (event) => {
   if (uploads.some((each) => each.state === "sending")) event.preventDefault();
 });
 
-let dragged = 0;
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-window.addEventListener("dragenter", (event) => {
-  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
-});
-window.addEventListener("dragleave", (event) => {
-  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
-});
-window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+  window.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    $("drop").hidden = name === "drop" || (name === "dragleave" && !event.relatedTarget);
+  });
+}
 window.addEventListener("drop", async (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  dragged = 0;
-  $("drop").hidden = true;
   const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
   const files = await Promise.all(entries.filter(Boolean).map(filesIn));
   addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
@@ -18938,15 +18869,12 @@ window.addEventListener("drop", async (event) => {
 
 // The files of a dropped file or folder, however deep.
 async function filesIn(entry) {
-  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
-  if (entry.isFile) return [await ask(entry, "file")].flat();
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    const some = await ask(reader, "readEntries");  // a part of them at a time
-    if (!some.length) return found;
-    for (const each of some) found.push(...await filesIn(each));
-  }
+  const get = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await get(entry, "file")].flat();
+  const reader = entry.createReader(), found = [];
+  let some;
+  while ((some = await get(reader, "readEntries")).length) found.push(...some);  // in parts
+  return (await Promise.all(found.map(filesIn))).flat();
 }
 
 // -- Beginning ---------------------------------------------------------------------------
@@ -18963,8 +18891,7 @@ history.scrollRestoration = "manual";  // see takeList
 window.addEventListener("popstate", () => {
   const {changed, group, item} = readAddress();
   if (changed || !groups.length) start();
-  else if (item) openLinked(group, item);
-  else closeViewer();
+  else openLinked(group, item);
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
@@ -18984,7 +18911,7 @@ async function begin() {
     address.delete("token");
     history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
   }
-  if (key) await enter("", "", key, false);
+  if (key) await enter("", "", key, false).catch(({message}) => notify(message, true));
   else if (session.refresh || session.access) startSession();
   readAddress();
   start();
@@ -18993,25 +18920,15 @@ async function begin() {
 begin();
 """
 
-GALLERY = {
-    language: build_page(
+
+@functools.lru_cache(maxsize=len(TEXTS))
+def gallery_page(language: str) -> Page:
+    """Return the gallery in a language of TEXTS; at the start, all would take 18 ms."""
+    return build_page(
         GALLERY_MARKUP.replace('lang="en"', f'lang="{language}"'),
         PAGE_STYLE + GALLERY_STYLE,
-        f"{PAGE_SCRIPT}const TEXTS = {to_json(texts)};\n{GALLERY_SCRIPT}",
+        f"{PAGE_SCRIPT}const TEXTS = {to_json(TEXTS[language])};\n{GALLERY_SCRIPT}",
     )
-    for language, texts in TEXTS.items()
-}
-
-
-def choose_language(accepted: str) -> str:
-    """Return the page's language that Accept-Language likes most (RFC 9110, section 12.5.4).
-
-    >>> choose_language("fr, de-AT;q=0.8, en;q=0.5"), choose_language("")
-    ('de', 'en')
-    """
-    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted.lower())
-    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in TEXTS}
-    return max(liked, key=lambda tag: liked[tag], default="en")
 
 
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
@@ -19021,35 +18938,10 @@ def get_icon(app: App, request: Request) -> Response:
     return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
 
 
-@functools.lru_cache(maxsize=1)
-def draw_icon() -> bytes:
-    """Return the icon as PNG, for phones that take no SVG: ICON's shapes, row by row."""
-    rows = [bytearray(1 + 512) for _ in range(512)]  # before each row, its filter: none
-    for y in range(178 - 46, 178 + 46):
-        half = math.isqrt(46**2 - (y - 178) ** 2)
-        rows[y][341 - half : 341 + half] = b"\1" * (2 * half)
-    for colour, left, middle, right, top in ((2, 78, 208, 340, 186), (3, 236, 334, 434, 246)):
-        for y in range(top, 376):
-            share = (y - top) / (376 - top)
-            first, end = (1 + round(middle + (x - middle) * share) for x in (left, right))
-            rows[y][first:end] = bytes([colour]) * (end - first)
-    parts = (
-        (b"IHDR", struct.pack(">2L5B", 512, 512, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")),
-        (b"IDAT", zlib.compress(b"".join(rows), 9)),
-        (b"IEND", b""),
-    )
-    chunks = (
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 @route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
     """The gallery's icon, for a phone's home screen."""
-    return Response(200, [("Content-Type", "image/png")], draw_icon())
+    return Response(200, [("Content-Type", "image/png")], ICON_PNG)
 
 
 @route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
@@ -19058,7 +18950,7 @@ def get_manifest(app: App, request: Request) -> Response:
     name = gallery_name(app)
     icons = [
         {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
-        {"src": "icon.png", "type": "image/png", "sizes": "512x512"},
+        {"src": "icon.png", "type": "image/png", "sizes": "192x192"},
     ]
     colour = "#0b6b62"
     manifest = {
@@ -19073,8 +18965,7 @@ def get_manifest(app: App, request: Request) -> Response:
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page, in the client's language."""
-    language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(GALLERY[language])
+    return page_response(gallery_page(choose_language(request.headers, TEXTS)))
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})
@@ -20925,7 +20816,11 @@ def open_listener(host: str, port: int) -> socket.socket:
     listener = inherited_listener() or socket.create_server(
         (host, port), family=family, backlog=LISTEN_BACKLOG
     )
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    # Accepted ones inherit what is set here (tcp(7)).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
+        unread = int(UNREAD_SECONDS * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread)
     listener.setblocking(False)
     return listener
 
@@ -21095,7 +20990,7 @@ def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
         notify_reload()
 
     server.on_hangup, server.on_orphaned = scan, leave
-    signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(server.wakeup.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
     # A handler in Python may come in between anything, itself too: this one leaves it to the loop.

@@ -44,6 +44,7 @@ import threading
 import time
 import tracemalloc
 import types
+import unicodedata
 import urllib.error
 import urllib.request
 import uuid
@@ -102,11 +103,8 @@ def once() -> None:
 
 
 @pytest.fixture(autouse=True)
-def part(request: pytest.FixtureRequest) -> None:
-    """Skip what .ci/run tests with another Python, or what has no use for its workers."""
-    number, _, of = os.environ.get("TEST_PART", "0/1").partition("/")
-    if zlib.crc32(request.node.nodeid.encode()) % int(of) != int(number):
-        pytest.skip("tested with another Python")
+def with_workers(request: pytest.FixtureRequest) -> None:
+    """Skip what has no use for several workers where every server has them."""
     if WORKERS and not {"tmp_path", "tmp_path_factory"} & {*request.fixturenames}:
         pytest.skip("starts no server, which alone has workers")
 
@@ -820,22 +818,24 @@ def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
     assert (ended.returncode, "DATABASE_DIR" in ended.stderr) == (2, True)
 
 
-def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
-    settings_of, capsys, monkeypatch
-):
+def test_a_folder_may_stand_alone(settings_of, capsys, monkeypatch):
     Path("Pictures").mkdir()
     assert settings_of("Pictures").storage_dir == Path("Pictures").absolute()
     assert settings_of("Pictures", "--port", "0").port == 0
     monkeypatch.setenv("HOME", os.getcwd())
     assert settings_of("~/Pictures").storage_dir == Path("Pictures").absolute()
-    for words in (["Picture"], ["user"], ["user", "grant", "x"]):
-        with pytest.raises(SystemExit) as caught:
-            settings_of(*words)
-        assert caught.value.code == 2
-        assert "token" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         settings_of("Pictures", "Pictures")
     assert "one folder too many" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["Picture"], ["user"], ["user", "grant", "x"]], ids=" ".join)
+def test_words_that_are_neither_folder_nor_command_are_told_the_commands(
+    settings_of, capsys, words
+):
+    with pytest.raises(SystemExit) as caught:
+        settings_of(*words)
+    assert (caught.value.code, "token" in capsys.readouterr().err) == (2, True)
 
 
 def test_what_was_meant_as_a_setting_but_has_no_effect_gets_a_warning(settings_of, capsys):
@@ -1270,16 +1270,20 @@ def test_es256_agrees_with_wycheproof(
     assert ms.verify_es256(pem.encode(), message, bytes.fromhex(signature)) is good
 
 
+@pytest.mark.parametrize(
+    ("u1", "u2"), [(1, 1), (2, N - 1), (N - 1, 1), (2**192 + 3, 5), (0, 7), (5, N - 5)]
+)
 @pytest.mark.parametrize("scalar", [1, 2, N - 1, N - 2, 2**64, N - 2**64, 1 + 2**64])
-def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(scalar: int) -> None:
+def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(
+    scalar: int, u1: int, u2: int
+) -> None:
     key = ms.PublicKey(*multiply(scalar, G))
-    for u1, u2 in [(1, 1), (2, N - 1), (N - 1, 1), (2**192 + 3, 5), (0, 7), (5, N - 5)]:
-        total = (u1 + u2 * scalar) % N
-        point = ms._multiply_and_add(u1, u2, key)
-        if total == 0:
-            assert point[2] == 0
-        else:
-            assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
+    total = (u1 + u2 * scalar) % N
+    point = ms._multiply_and_add(u1, u2, key)
+    if total == 0:
+        assert point[2] == 0
+    else:
+        assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
 
 
 def test_a_public_key_is_read_in_both_forms_and_any_line_ending() -> None:
@@ -1413,18 +1417,20 @@ def test_headers_that_ask_for_more_are_refused(header: bytes | Mapping[str, obje
         verify(jws(header, ACCESS))
 
 
-def test_each_algorithm_takes_its_own_key_and_type_only() -> None:
+def test_the_public_key_is_no_hmac_secret() -> None:
     signed = ".".join(
         ms.encode_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256"}, ACCESS)
     )
     forged = ms.encode_base64url(ms._hmac_sha256(PEM.encode(), signed.encode()))
-    for token in [
-        f"{signed}.{forged}",  # the public key as an HMAC secret
-        es256(FOREIGN | {"token_type": "access"}),
-        es256(FOREIGN).replace(".", ".A", 1),
-    ]:
-        with pytest.raises(ms.TokenError):
-            verify(token)
+    with pytest.raises(ms.TokenError):
+        verify(f"{signed}.{forged}")
+
+
+def test_each_algorithm_takes_its_own_key_and_type_only() -> None:
+    with pytest.raises(ms.TokenError):
+        verify(es256(FOREIGN | {"token_type": "access"}))
+    with pytest.raises(ms.TokenError):
+        verify(es256(FOREIGN).replace(".", ".A", 1))
     with pytest.raises(ms.TokenError):
         verify(es256(FOREIGN), "refresh")
     with pytest.raises(ms.TokenError):
@@ -1520,10 +1526,10 @@ def test_demo_mode_looks_at_no_credential() -> None:
     assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
 
 
-def test_a_non_ascii_owners_key_is_known_in_both_encodings() -> None:
+@pytest.mark.parametrize("text", ["schlüssel", "schlüssel".encode().decode("latin-1")])
+def test_a_non_ascii_owners_key_is_known_in_both_encodings(text: str) -> None:
     keys = ms.AuthConfig(False, "schlüssel", "b", None, "c", 900)
-    for text in ("schlüssel", "schlüssel".encode().decode("latin-1")):
-        assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
+    assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
 
 
 def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
@@ -1620,7 +1626,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
         return ms.find_principal(None, None, keys, now, None, cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
-    seen = seen._replace(issued=NOW)
+    seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
     assert found(good) == found(good, NOW + 12 * 3600 - 1) == seen
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
@@ -1671,6 +1677,8 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
+    view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
+    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
     demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -1794,26 +1802,35 @@ def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, 
         assert made.status == 201
 
 
-MISSING_CREDENTIALS = [
-    ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer", "?token="]),
-    ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer"]),
-    ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read", "Authorization: Bearer"]),
-    ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/", "Authorization: Bearer"]),
-    ("POST", "/session", ["AUTH_TOKEN", "access token", "Authorization: Bearer"]),
-]
-
-
-@pytest.mark.parametrize(("method", "path", "words"), MISSING_CREDENTIALS)
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "?token="]),
+        ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write"]),
+        ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read"]),
+        ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/"]),
+        ("POST", "/session", ["AUTH_TOKEN", "access token"]),
+    ],
+)
 def test_who_has_no_credential_is_told_which_is_needed_and_how_it_is_sent(
     server, method, path, words
 ):
     answer = server.request(method, path)
     assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert all(word in answer.json["detail"] for word in words), answer.json
-    if "media_store" in answer.json["detail"]:
-        refused = server.request(method, path, headers=bearer())
-        assert refused.status == 403
-        assert words[1] in refused.json["detail"]
+    said = answer.json["detail"]
+    assert [word for word in (*words, "Authorization: Bearer") if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "permission"),
+    [
+        ("POST", "/upload", "media_store_write"), ("POST", "/upload-image", "media_store_write"),
+        ("GET", "/metrics", "media_store_read"),
+    ],
+)  # fmt: skip
+def test_who_may_not_is_told_which_permission_is_missing(server, method, path, permission):
+    refused = server.request(method, path, headers=bearer())
+    assert (refused.status, permission in refused.json["detail"]) == (403, True)
 
 
 REFUSED = [
@@ -1821,7 +1838,7 @@ REFUSED = [
     ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
     ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
     ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
-    ("POST", "/session?token=" + upload_token(), {}, "uploader POST /session: 403 ", False),
+    ("POST", "/session?token={}", {}, "uploader POST /session: 403 ", False),
     ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
     ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
 ]
@@ -1839,7 +1856,10 @@ def test_refused_credentials_are_lines_of_the_log_as_the_readme_s_filter_counts_
         else:
             with Raw(running) as raw:
                 fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-                raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode("latin-1"))
+                target = path.format(upload_token())  # which is soon too old
+                raw.send(
+                    f"{method} {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode("latin-1")
+                )
                 raw.answer()
         (said,) = running.log[length:].splitlines()
         assert said.startswith("mediaserver: refused ") and line in said
@@ -1861,6 +1881,7 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
         settings = types.SimpleNamespace(log_format="json", trusted_proxies=())
         for _ in range(1000):
             ms.log_request(settings, None, "192.0.2.1", ms.Response(), 0.1)
+        assert not select.select([], [writer], [], 0)[1], "there was more than the pipe holds"
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
@@ -1980,7 +2001,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
         once = scoped("read", uses=1, key=app.keys.scoped_key)
         application = ms.Application(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
-        running.port = running.server_port
+        running.port = running.socket.getsockname()[1]
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
         statuses = []
@@ -2123,15 +2144,19 @@ def test_access_is_the_contracts_table_over_http(
         assert uploader.status == (403 if closed else good)
 
 
-def test_two_credentials_must_both_be_good_and_the_bearer_decides(server):
-    good, bad = upload_token(), upload_token(secret="another")
-    for token, headers, status in (
-        (good, {"Authorization": "Bearer wrong"}, 401), (bad, OWNER, 401), (good, READER, 403),
-        (good, bearer(exp=time.time() - 60), 401), (good, bearer(token_type="refresh"), 401),
-        (good, OWNER, 201), (good, {"Authorization": "Basic eDp5"}, 201),
-    ):  # fmt: skip
-        answer = server.send_file("POST", f"/upload?token={token}", png(), headers=headers)
-        assert answer.status == status
+@pytest.mark.parametrize(
+    ("secret", "headers", "status"),
+    [
+        (UPLOAD_SECRET, {"Authorization": "Bearer wrong"}, 401), ("another", OWNER, 401),
+        (UPLOAD_SECRET, READER, 403), (UPLOAD_SECRET, bearer(exp=time.time() - 60), 401),
+        (UPLOAD_SECRET, bearer(token_type="refresh"), 401), (UPLOAD_SECRET, OWNER, 201),
+        (UPLOAD_SECRET, {"Authorization": "Basic eDp5"}, 201),
+    ],
+    ids=itertools.count(),
+)  # fmt: skip
+def test_two_credentials_must_both_be_good_and_the_bearer_decides(server, secret, headers, status):
+    path = f"/upload?token={upload_token(secret=secret)}"
+    assert server.send_file("POST", path, png(), headers=headers).status == status
 
 
 def test_es256_tokens_of_the_public_key_are_read_and_none_without_one(start, server):
@@ -3248,6 +3273,37 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     assert (held.exists(), spare.is_missed) == (True, False)
 
 
+def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
+    few = types.SimpleNamespace(f_bavail=ms.SPARE_BYTES - 1, f_frsize=1)
+    monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
+    spare = ms.SpareSpace(tmp_path / "index")
+    spare.hold()
+    assert (spare.is_missed, [*tmp_path.iterdir()]) == (True, [])
+
+
+def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
+    index.copy_to(tmp_path / "copy")
+    index.write(lambda db: index.users.add(db, an_account(), 0.0))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    names = ("copy", "index", "index-wal", "index-shm", "index-spare")
+    assert modes == dict.fromkeys(names, 0o600)
+
+
+@pytest.mark.parametrize("is_harmed", [False, True])
+def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
+    index, monkeypatch, is_harmed
+):
+    index.close()
+    if is_harmed:
+        overwrite_pages(index.path, 1000)
+    monkeypatch.setattr(ms, "CHECK_BYTES", 0)
+    with contextlib.closing(ms.open_index(index.path)) as opened:
+        said: list[str] = []
+        opened.on_damage = said.append
+        opened.check()
+    assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
+
+
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
     for name, made in (("a", True), ("b", False), ("c", None)):
         asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
@@ -3943,7 +3999,7 @@ def test_what_a_crash_leaves_of_an_object_is_found_at_the_next_start(
     assert not files_below(tmp_path)
     is_stored = known and moment in {"sent", "removing"}
     assert bucket.is_gone("a.png") is not is_stored
-    assert known or not has_parts(bucket)
+    assert has_parts(bucket) is (known and moment == "in parts")
 
 
 def has_parts(bucket: Any) -> bool:
@@ -4061,11 +4117,12 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
 def try_thumbnail(
     thumbnails, source, kind="image", duration=None, sha256=SHA, root="library", ahead=False
 ):
-    with open(source, "rb", buffering=0) as file:
+    folder = ms.Folder(root, source.parent, make=False, buffers=ms.WriteBuffers())
+    with folder.open(source.name) as file:
         facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
-        facts = facts._replace(kind=kind, duration=duration)
-        known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
-        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts), ahead=ahead)
+        known = ms.File(root, source.name, sha256, *ms.state_of(os.fstat(file.fileno())), 0)
+    asset = ms.Asset(sha256, known.size, facts._replace(kind=kind, duration=duration))
+    return thumbnails.make(folder, known, asset, ahead=ahead)
 
 
 def near(pixel, colour):
@@ -4247,13 +4304,13 @@ def test_a_picture_that_is_too_large_for_a_preview_is_shown_smaller(tmp_path, mo
     stop_host(thumbnails, host)
 
 
-def test_transparent_colours_of_palettes_stay_transparent(thumbnails, tmp_path, pillow):
+@pytest.mark.parametrize("name", ["a.gif", "b.png"])
+def test_transparent_colours_of_palettes_stay_transparent(thumbnails, tmp_path, pillow, name):
     pillow.new("P", (600, 300), 3).save(tmp_path / "a.gif", transparency=3)
     pillow.new("RGB", (600, 300), RED).save(tmp_path / "b.png", transparency=RED)
-    for name in ("a.gif", "b.png"):
-        made = make(thumbnails, tmp_path / name)
-        assert made.mode == "RGBA"
-        assert made.getpixel((9, 9))[3] == 0
+    made = make(thumbnails, tmp_path / name)
+    assert made.mode == "RGBA"
+    assert made.getpixel((9, 9))[3] == 0
 
 
 def sixteen_bits(colour_type, *values, key=b""):
@@ -4288,7 +4345,8 @@ def test_sixteen_bits_are_scaled_to_eight(thumbnails, tmp_path, pillow, content,
     (tmp_path / "a.png").write_bytes(content)
     pixel = make(thumbnails, tmp_path / "a.png").convert("RGBA").getpixel((32, 32))
     assert pixel[3] == expected[3]
-    assert pixel[3] == 0 or all(abs(a - b) <= 2 for a, b in zip(pixel, expected, strict=True))
+    if expected[3]:  # what cannot be seen may have any colour
+        assert all(abs(a - b) <= 2 for a, b in zip(pixel, expected, strict=True))
 
 
 def bmp_of(bits: int, packing: int, *masks: int, version: int = 108) -> bytes:
@@ -4331,29 +4389,29 @@ def test_around_a_first_frame_that_is_smaller_than_its_animation_there_is_nothin
     assert [made.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 0, 0, 0)]
 
 
-def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow):
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow, name):
     frames = [pillow.new("RGB", (300, 300), colour) for colour in (RED, GREEN, BLUE)]
-    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        made = make(thumbnails, tmp_path / name).convert("RGB")
-        assert near(made.getpixel((99, 99)), RED), name
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    made = make(thumbnails, tmp_path / name).convert("RGB")
+    assert near(made.getpixel((99, 99)), RED), name
 
 
-def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name):
     exif = pillow.Exif()
     exif[0x010F] = "Camera"
     exif.get_ifd(0x8825)[1] = "N"
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
-    for name in ("a.jpg", "a.png", "a.webp"):
-        quadrants(pillow).save(tmp_path / name, **secret)
-        assert make(thumbnails, tmp_path / name) is not None
-        png = thumbnails.read(SHA)
-        kinds, at = set(), 8
-        while at < len(png):
-            length, kind = struct.unpack_from(">I4s", png, at)
-            kinds.add(kind)
-            at += length + 12
-        assert kinds == {b"IHDR", b"IDAT", b"IEND"}, name
+    quadrants(pillow).save(tmp_path / name, **secret)
+    assert make(thumbnails, tmp_path / name) is not None
+    png = thumbnails.read(SHA)
+    kinds, at = set(), 8
+    while at < len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        kinds.add(kind)
+        at += length + 12
+    assert kinds == {b"IHDR", b"IDAT", b"IEND"}, name
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns, as it may
@@ -4550,8 +4608,10 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     real = ms.write_renditions
 
     def write_renditions(source, *others):
-        wrong = source.read(5) == b"crash"
+        wrong = source.read().endswith(b"crash")
         source.seek(0)
+        if wrong:
+            os.mkdir(tmp_path / "begun")
         return (crash if wrong else real)(source, *others)
 
     request.addfinalizer(lambda: SPILLED.unlink(missing_ok=True))
@@ -4561,11 +4621,13 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
         monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1)
     thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
-    (tmp_path / "bad.jpg").write_bytes(b"crash")
     quadrants(pillow).save(tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_bytes((tmp_path / "good.jpg").read_bytes() + b"crash")
     assert make(thumbnails, tmp_path / "bad.jpg") is None
+    assert (tmp_path / "begun").exists()
     assert make(thumbnails, tmp_path / "good.jpg", sha256="cd" * 32) is not None
-    assert not SPILLED.exists() or SPILLED.stat().st_size == 0
+    assert SPILLED.exists() is (crash is spill)
+    assert crash is not spill or SPILLED.stat().st_size == 0
     stop_host(thumbnails, host)
 
 
@@ -4738,13 +4800,13 @@ def test_a_video_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, p
     assert make(thumbnails, source, "image") is None
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_a_video_that_ends_before_the_second_asked_for_is_shown_by_its_first_frame(
-    thumbnails, tmp_path, pillow, ffmpeg
+    thumbnails, tmp_path, pillow, ffmpeg, name
 ):
     options = ("-frames:v", "1", "-c:v", "mpeg4")
-    for name in ("a.mp4", "a.mkv", "a.avi"):
-        short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
-        assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
+    short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
+    assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0x94), ("arib-std-b67", 0xBF)])
@@ -4898,8 +4960,14 @@ def failing(call: Callable[..., Any], error: Exception, *when: Any) -> Callable[
     return fail
 
 
-@pytest.mark.parametrize("how", ["renamed", "pipe", "link", "folder"])
-def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("renamed", None), ("pipe", FileNotFoundError), ("link", OSError),
+        ("folder", IsADirectoryError),
+    ],
+)  # fmt: skip
+def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how, error):
     path = decoding.path
     if how == "renamed":
         (path / "b.png").rename(path / "a.png")
@@ -4911,7 +4979,10 @@ def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, h
             (path / "a.png").symlink_to(tmp_path / "outside.png")
         else:
             (path / "a.png").mkdir()
-    with contextlib.suppress(OSError):
+    if error:
+        with pytest.raises(error):
+            decoding.try_thumbnail("a.png")
+    else:
         assert decoding.try_thumbnail("a.png") is ms.Outcome.FAILED
     assert decoding.states()["a.png"] is None
     assert not list(path.glob(".thumbnails/*.png"))
@@ -4947,6 +5018,19 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
 
+def test_a_picture_that_cannot_be_read_keeps_no_other_one_from_its_thumbnail(
+    decoding, monkeypatch
+):
+    fill(decoding.path, {f"{size}.png": png(size, 9) for size in range(20, 26)})
+    assert decoding.scanner.scan()
+    unreadable = decoding.index.assets.without_thumbnail(["image"], 1, "")[0][0]
+    ensure = failing(decoding.renditions.ensure_thumbnail, OSError(errno.EIO, "no"), unreadable)
+    monkeypatch.setattr(decoding.renditions, "ensure_thumbnail", ensure)
+    assert not decoding.renditions.make_all()
+    missing = [name for name, thumbnail in decoding.states().items() if thumbnail is None]
+    assert missing == [unreadable.path]
+
+
 def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
@@ -4971,6 +5055,35 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
     assert scanning.unreadable == 0
     assert re.search(r"scanned 2 files in [\d.]+ s\n$", capsys.readouterr().err)
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
+
+
+@pytest.mark.parametrize(
+    ("reader", "moment"), [("GET", "forgotten"), ("GET", "deleted"), ("scan", "deleted")]
+)
+def test_what_is_deleted_while_it_is_read_does_not_come_back(
+    scanning, monkeypatch, reader, moment
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    found = scanning.index.files.get("library", "a.png")
+    os.utime(scanning.path / "a.png", ns=(0, found[0].mtime_ns))  # a new ctime: it is read again
+    files, deleting = scanning.index.files, contextlib.ExitStack()
+
+    def delete() -> None:  # as far as it has come once the reader goes on
+        deleting.enter_context(scanning.folder.removing(["a.png"]))
+        scanning.index.write(lambda db: files.remove(db, "library", "a.png"))
+        if moment == "deleted":
+            deleting.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "describe", after(ms.describe, delete))
+        if reader == "GET":
+            assert scanning.scanner.current(found) is None
+        else:
+            scanning.scanner.scan()
+    deleting.close()
+    assert set(scanning.states()) == {"b.png"}
+    assert not (scanning.path / "a.png").exists()
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
@@ -5004,7 +5117,7 @@ def test_a_root_that_becomes_another_one_during_a_scan_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(scanning.index.files, "in_order", after(scanning.index.files.in_order, swap))
         assert not scanning.scanner.scan()
-    assert {"a.png", "b.png"} <= set(scanning.states())
+    assert set(scanning.states()) == {"a.png", "b.png", "c.png"}
     assert scanning.scanner.scan()
     assert set(scanning.states()) == {"c.png"}
 
@@ -5091,6 +5204,35 @@ def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     assert noted == (ms.FACTS_VERSION if problem == "one is gone" else "1")
 
 
+def test_a_folder_that_is_away_is_named_where_files_were_in_it(scanning, capsys):
+    scanning.path.rmdir()
+    assert scanning.scanner.scan()  # it was never there
+    assert "is its disk mounted?" not in capsys.readouterr().err
+    fill(scanning.path, {"a.png": png()})
+    assert scanning.scanner.scan()
+    shutil.rmtree(scanning.path)
+    assert not scanning.scanner.scan()
+    assert f"nothing is in {scanning.path}: is its disk mounted?" in capsys.readouterr().err
+    assert set(scanning.states()) == {"a.png"}
+
+
+def test_a_scan_reads_what_is_new_or_changed_and_nothing_else(scanning, monkeypatch):
+    read, real = list[str](), ms.describe
+
+    def describe(folder: Any, path: str, now: float) -> Any:
+        read.append(path)
+        return real(folder, path, now)
+
+    monkeypatch.setattr(ms, "describe", describe)
+    fill(scanning.path, {"a.png": png(), "b/c.png": png(), "d.png": png()})
+    assert scanning.scanner.scan()
+    assert sorted(read) == ["a.png", "b/c.png", "d.png"]
+    read.clear()
+    fill(scanning.path, {"b/c.png": png(9, 9), "e.png": png()})
+    assert scanning.scanner.scan()
+    assert sorted(read) == ["b/c.png", "e.png"]
+
+
 def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch):
     fill(scanning.path, {"a.png": png(), "b.png": png(), "c.png": png()})
     real = scanning.index.files.put
@@ -5141,6 +5283,43 @@ def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_lat
     fill(decoding.path, {"b.png": png(9, 9)})
     assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
     assert decoding.states() == {"a.png": 1, "b.png": None}
+
+
+def test_there_are_no_thumbnails_of_audio(scanning):
+    facts = ms.Facts("audio", "audio/mpeg", "mp3")
+    asset = ms.Asset("ab" * 32, 1, facts)
+    file = ms.File("library", "a.mp3", asset.sha256, 1, 2, 3.0, 4.0)
+    assert scanning.renditions.ensure_thumbnail(file, asset) is ms.Outcome.IMPOSSIBLE
+
+
+def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(decoding, monkeypatch):
+    def refuse(*_: Any) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding.folder, "open", refuse)
+        assert not decoding.renditions.make_all()
+    assert decoding.states() == {"a.png": None, "b.png": None}
+    assert decoding.renditions.make_all()
+    assert decoding.states() == {"a.png": 1, "b.png": 1}
+
+
+def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
+    scanning, monkeypatch
+):
+    watcher, go, begun = ms.Watcher(scanning.folder, scanning.scanner), threading.Event(), []
+
+    def is_missing() -> bool:
+        begun.append(go.wait(DEADLINE))
+        return True
+
+    monkeypatch.setattr(scanning.folder, "is_missing", is_missing)
+    monkeypatch.setattr(ms, "LOOK_SECONDS", 0.05)
+    assert watcher.look() == ms.Sight(hangs=True)
+    monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
+    threading.Timer(0.05, go.set).start()
+    assert watcher.look() == ms.Sight(missing=True)
+    assert begun == [True], "both have had the same look"
 
 
 @pytest.mark.parametrize("away", ["folder", "disk below"])
@@ -5446,15 +5625,24 @@ def test_a_malformed_chunked_body_is_refused(body: bytes, status: int) -> None:
 
 
 @pytest.mark.parametrize("size", range(-2, 3))
-def test_the_limits_of_a_chunked_body_do_not_depend_on_its_pieces(size: int) -> None:
-    extended = b"1;" + b"a" * (ms.MAX_CHUNK_LINE_BYTES - 6 + size) + b"\r\nx\r\n0\r\n\r\n"
-    trailer = b"0\r\nA:" + b"b" * (ms.MAX_TRAILER_BYTES - 8 + size) + b"\r\n\r\n"
-    for body in (extended, trailer):
-        for pieces in ([body], [body[i : i + 1] for i in range(len(body))]):
-            if size <= 0:
-                assert decode(pieces)[2]
-            else:
-                status_of(decode, pieces)
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize(
+    ("before", "room", "after", "status"),
+    [
+        (b"1;", ms.MAX_CHUNK_LINE_BYTES - 6, b"\r\nx\r\n0\r\n\r\n", 400),
+        (b"0\r\nA:", ms.MAX_TRAILER_BYTES - 8, b"\r\n\r\n", 431),
+    ],
+    ids=["line", "trailer"],
+)
+def test_the_limits_of_a_chunked_body_do_not_depend_on_its_pieces(
+    size: int, before: bytes, room: int, after: bytes, status: int, is_whole: bool
+) -> None:
+    body = before + b"a" * (room + size) + after
+    pieces = [body] if is_whole else [body[i : i + 1] for i in range(len(body))]
+    if size <= 0:
+        assert decode(pieces)[2]
+    else:
+        assert status_of(decode, pieces) == status
 
 
 # -- Multipart bodies
@@ -5529,19 +5717,20 @@ def test_random_forms_come_back_as_they_were() -> None:
             assert parse_form(boundary, random_pieces(rng, body)) == parts
 
 
+@pytest.mark.parametrize("behind", [0, 3, 4])
 @pytest.mark.parametrize("length", [ms.MAX_PART_HEADER_BYTES, ms.MAX_PART_HEADER_BYTES + 1])
-def test_the_headers_of_a_part_have_a_bound_however_they_come(length: int) -> None:
+def test_the_headers_of_a_part_have_a_bound_however_they_come(length: int, behind: int) -> None:
     body = b"--b\r\n" + (DISPOSITION + b"\r\nX: ").ljust(length, b"y") + b"\r\n\r\nx"
-    for cut in (5 + length, 5 + length + 3, 5 + length + 4):
+    cut = 5 + length + behind
 
-        def kinds_of(pieces: list[bytes], feed: Any) -> list[type]:
-            return [type(event) for piece in pieces for event in feed(piece)]
+    def kinds_of(pieces: list[bytes], feed: Any) -> list[type]:
+        return [type(event) for piece in pieces for event in feed(piece)]
 
-        pieces, feed = [body[:cut], body[cut:]], ms.MultipartParser(b"b").feed
-        if length == ms.MAX_PART_HEADER_BYTES:
-            assert kinds_of(pieces, feed) == [ms.Part, ms.Data]
-        else:
-            assert status_of(kinds_of, pieces, feed) == 413
+    pieces, feed = [body[:cut], body[cut:]], ms.MultipartParser(b"b").feed
+    if length == ms.MAX_PART_HEADER_BYTES:
+        assert kinds_of(pieces, feed) == [ms.Part, ms.Data]
+    else:
+        assert status_of(kinds_of, pieces, feed) == 413
 
 
 def test_only_what_may_begin_a_delimiter_is_held_back() -> None:
@@ -5851,10 +6040,11 @@ def test_a_head_is_formatted() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\r", "\n", "€"])
-def test_an_answer_cannot_be_split(text: str) -> None:
-    for field in [("X", text), (text, "x")]:
-        with pytest.raises(ValueError):
-            ms.format_head(200, [("A", "b"), field, ("C", "d")])
+@pytest.mark.parametrize("where", ["name", "value"])
+def test_an_answer_cannot_be_split(text: str, where: str) -> None:
+    field = ("X", text) if where == "value" else (text, "x")
+    with pytest.raises(ValueError):
+        ms.format_head(200, [("A", "b"), field, ("C", "d")])
 
 
 # ======================================================================================
@@ -6182,19 +6372,18 @@ def test_a_file_found_too_large_on_its_way_is_413_and_leaves_nothing(start):
     assert files_below(running.storage) == before
 
 
-def test_a_client_that_goes_away_leaves_nothing(server):
-    def on_their_way() -> int:
-        return len(list((server.storage / ".incoming").glob("*")))
-
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_client_that_goes_away_leaves_nothing(server, is_reset):
+    folder = server.storage / ".incoming"
+    before = {*folder.glob("*")}  # what other tests have begun
     head, body = upload_request(png_of(500_000))
-    for ending in ("close", "reset"):
-        with Raw(server) as raw:
-            raw.send(head + body[:300_000])
-            wait_until(lambda: on_their_way() == 1, "the upload to begin")
-            if ending == "reset":
-                linger = struct.pack("ii", 1, 0)
-                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        wait_until(lambda: on_their_way() == 0, "the upload to be given up")
+    with Raw(server) as raw:
+        raw.send(head + body[:300_000])
+        wait_until(lambda: {*folder.glob("*")} - before, "the upload to begin")
+        if is_reset:
+            linger = struct.pack("ii", 1, 0)
+            raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    wait_until(lambda: not {*folder.glob("*")} - before, "the upload to be given up")
 
 
 def test_hundreds_of_idle_connections_disturb_nobody(server):
@@ -6253,7 +6442,6 @@ def set_patience(monkeypatch, seconds: float) -> None:
         if state is not ms.State.LINGERING:
             monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
     monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
-    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
 
 
 class EchoService:
@@ -6304,7 +6492,7 @@ class EchoService:
 def close_bare(server: ms.Server) -> None:
     for connection in server.connections.within(*ms.WAITS):
         server.connections.enter(connection, ms.State.CLOSED)
-    for item in (server._alarm, server._wakeup, server._selector):
+    for item in (server._alarm, server.wakeup, server._selector):
         item.close()
 
 
@@ -6317,7 +6505,7 @@ def bare_server(monkeypatch):
     for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
-    bare.port = bare.server_port
+    bare.port = bare.socket.getsockname()[1]
     thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
     thread.start()
     yield bare
@@ -6353,13 +6541,13 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server.runner.pools.bodies._limit = 1
+    bare_server.runner.pools["body"]._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
         wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server.runner.pools.bodies.has_backlog)
+        wait_until(lambda: bare_server.runner.pools["body"].waiting)
         bare_server.service.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
@@ -6471,7 +6659,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
 ):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 1000)
     monkeypatch.setattr(ms, "MAX_DEFERRED", 92)
-    most = ms.MAX_DEFERRED + ms.DEFERRED_THREADS["decoder"]
+    most = ms.MAX_DEFERRED + ms.THREADS["decoder"]
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(most)]
         for number, raw in enumerate(slow):
@@ -6479,7 +6667,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
                 raw.send(post(f"/deferred{number}", 1) + b"x")
             else:
                 raw.send(get_line(f"/deferred{number}"))
-        wait_until(bare_server.runner.pools.deferred["decoder"].is_full)
+        wait_until(lambda: bare_server.runner.pools["decoder"].waiting == ms.MAX_DEFERRED)
         with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
@@ -6490,7 +6678,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
     pools = bare_server.runner.pools
-    pools.short._limit = pools.bodies._limit = 2
+    pools["relief"]._limit = pools["body"]._limit = 2
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
         for number, raw in enumerate(slow):
@@ -6600,28 +6788,26 @@ def test_only_want_of_descriptors_closes_a_connection_for_another(
 
 
 def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeypatch):
-    workers = ms.ShortWorkers("test", 3)
-    workers.start()
+    workers, others = ms.Workers("test", 1), ms.Workers("others", 1)
     begun, go_on, second, third = (threading.Event() for _ in range(4))
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
     workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
     assert begun.wait(DEADLINE)
     workers.submit(second.set)
-    workers.relieve()
-    assert workers.is_waiting()
+    workers.relieve(others)
+    assert workers.waiting == 1
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", -1)
-    workers.relieve()
+    workers.relieve(others)
     assert second.wait(DEADLINE)
+    go_on.set()
     workers.submit(third.set)
     assert third.wait(DEADLINE)
-    go_on.set()
 
 
 @pytest.mark.parametrize(
-    ("missing", "at_hand"),
-    [(None, True), (0, False), (ms.SAMPLE_BYTES, False), (ms.SAMPLE_BYTES + 6, False), (-1, True)],
+    ("missing", "at_hand"), [(None, True), (3, False), (ms.SEND_BYTES + 2, False), (-1, True)]
 )
-def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
+def test_a_file_is_at_hand_where_the_first_and_last_byte_of_what_is_sent_next_are(
     monkeypatch, missing, at_hand
 ):
     def preadv(descriptor: int, buffers: Any, offset: int, flags: int) -> int:
@@ -6632,7 +6818,7 @@ def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
 
     monkeypatch.setattr(os, "preadv", preadv)
     with open(os.devnull, "rb", buffering=0) as file:
-        assert ms.FileSlice(file, 0, ms.SAMPLE_BYTES + 7).is_at_hand() == at_hand
+        assert ms.FileSlice(file, 3, ms.SEND_BYTES + 7).is_at_hand() == at_hand
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
@@ -6714,7 +6900,7 @@ def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
-    set_patience(monkeypatch, 0.3)
+    bare_server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
         raw._more()
@@ -6824,10 +7010,10 @@ def test_a_worker_that_fails_says_why(capfd):
 def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.lifeline = None if alone else bare.socket
-    with bare, contextlib.ExitStack() as stack:
+    with bare.socket, contextlib.ExitStack() as stack:
         stack.callback(close_bare, bare)
         for _ in range(3):
-            stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
+            stack.enter_context(socket.create_connection(bare.socket.getsockname(), DEADLINE))
         bare._accept()
         assert len(bare.connections.held) == taken
 
@@ -7024,7 +7210,7 @@ def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage
         running = start("--workers", workers)
     expected = {stored["sha256"], *map(sha256, contents.values())}
 
-    def is_back() -> bool:
+    def is_back() -> bool:  # 503 is for as long as the damage has not been met, or is being mended
         answers = [running.get("/list"), running.upload(png())]
         assert {answer.status for answer in answers} <= {200, 201, 503}
         return answers[0].status == 200 and set(answers[0].json) >= expected
@@ -7271,7 +7457,7 @@ def test_a_path_is_found_as_it_is_meant(server, path, status):
 def test_put_with_nul_or_a_broken_name_stores_nothing(server, name, status):
     before = files_below(server.storage)
     assert server.put(f"/image/{name}", png()).status == status
-    assert files_below(server.storage) == before
+    assert files_below(server.storage) <= before
 
 
 @pytest.mark.parametrize(
@@ -7304,7 +7490,7 @@ def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
     answer = server.request("POST", path, body, headers)
     assert answer.status == status, answer.body
     assert set(answer.json) == {"detail"}
-    assert files_below(server.storage) == before
+    assert files_below(server.storage) <= before
 
 
 @pytest.mark.parametrize(
@@ -7312,23 +7498,24 @@ def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
     [
         ("/image/", "photo of you.png"),  # to which curl adds the file's name
         ("/image/named.png", "named.png"), ("/image/named", "named.png"),
-        ("/image/named.tiff", "named.tiff.png"), ("/image?x=/y", "image.png"), ("/upload", None),
+        ("/image/named.tiff", "named.tiff.png"), ("/image?x=/y", "image.png"),
+        ("/upload", "[0-9a-f]{32}.png"),
     ],
 )  # fmt: skip
-def test_a_body_that_is_the_file_itself_is_stored_as_curl_sends_it(server, tmp_path, path, stored):
+@pytest.mark.parametrize(
+    "header", ["X: y", "Transfer-Encoding: chunked", "Content-Type: image/png"]
+)
+def test_a_body_that_is_the_file_itself_is_stored_as_curl_sends_it(
+    server, tmp_path, path, stored, header
+):
     photo = tmp_path / "photo of you.png"
     photo.write_bytes(png_of(20_000))
     url = f"{server.url}{path}{'&' if '?' in path else '?'}token={upload_token()}"
-    for options in ([], ["-HTransfer-Encoding: chunked"], ["-HContent-Type: image/png"]):
-        photo.write_bytes(photo.read_bytes() + b"\0")  # or it would be known
-        command = [need("curl"), "-sS", *options, "-T", photo, url]
-        made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-        if stored:
-            stem, extension = os.path.splitext(stored)
-            assert re.fullmatch(rf"{stem}(_\d+)?\{extension}", made["filename"])
-        else:
-            assert re.fullmatch(r"[0-9a-f]{32}\.png", made["filename"])
-        assert made["sha256"] == sha256(photo.read_bytes())
+    command = [need("curl"), "-sS", "-H", header, "-T", photo, url]
+    made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    stem, extension = os.path.splitext(stored)
+    assert re.fullmatch(rf"{stem}(_\d+)?\{extension}", made["filename"])
+    assert made["sha256"] == sha256(photo.read_bytes())
 
 
 def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(start):
@@ -7336,22 +7523,25 @@ def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(st
     before = files_below(running.storage)
     token = upload_token()
     for path in ("/image/a.png", "/upload"):
-        for content, status, words in (
-            (b"", 400, "field \"file\" or the file itself"),
-            (b"no picture", 400, "none of: "), (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+        for body, status, words in (  # with a length, and chunked
+            (b"", 400, 'field "file" or the file itself'), (iter([b""]), 400, "file is empty"),
+            (b"no picture", 400, "none of: "), (iter([b"no picture"]), 400, "none of: "),
+            (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+            (iter([png_of(30_001)]), 413, "30000 bytes (MAX_UPLOAD_"),
         ):  # fmt: skip
-            for body in (content, iter([content])):  # with a length, and chunked
-                answer = running.request("PUT", f"{path}?token={token}", body)
-                assert answer.status == status, answer.json
-                assert words in answer.json["detail"] or body is not content
+            answer = running.request("PUT", f"{path}?token={token}", body)
+            assert (answer.status, words in answer.json["detail"]) == (status, True), answer.json
     assert running.request("PUT", "/image/a.png", png()).status == 401
     assert files_below(running.storage) == before
 
 
-def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server):
-    for query in ("", f"&version={10**30}", f"&filter_param=parent_id={10**30}"):
-        answer = server.get(f"/entity/?page={10**30}{query}").json
-        assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+@pytest.mark.parametrize("query", ["", f"&version={10**30}", f"&filter_param=parent_id={10**30}"])
+def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server, query):
+    answer = server.get(f"/entity/?page={10**30}{query}").json
+    assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+
+
+def test_a_page_of_media_far_beyond_the_last_is_empty(server):
     assert server.get(f"/media?page={10**30}").json["files"] == []
 
 
@@ -7439,7 +7629,7 @@ def test_other_fields_beside_the_file_are_passed_over(server):
 def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     answer = server.request("OPTIONS", "/image/a.png")
     assert answer.status == 204
-    assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
+    assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, PUT"
     asked = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "PUT",
@@ -7451,14 +7641,16 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     assert "PUT" in answer.headers["Access-Control-Allow-Methods"]
     assert "authorization" in answer.headers["Access-Control-Allow-Headers"].lower()
     assert "x-own" in answer.headers["Access-Control-Allow-Headers"]
-    for path in ("/health", "/nothing", f"/image/{'0' * 64}"):
-        assert server.get(path, Origin="https://app.example").headers[
-            "Access-Control-Allow-Origin"
-        ] == "*"  # fmt: skip
     assert server.request("OPTIONS", "/nothing").status == 404
     with Raw(server) as raw:
         raw.send(get_line("*", method="OPTIONS"))
         assert raw.answer("HEAD").status == 204
+
+
+@pytest.mark.parametrize("path", ["/health", "/nothing", f"/image/{'0' * 64}"])
+def test_a_browser_may_show_any_answer_to_any_page(server, path):
+    answer = server.get(path, Origin="https://app.example")
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
@@ -7523,11 +7715,11 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         (untrusting, {**FORWARDED, "Host": "nas"}, "http://nas"),
         (fixed, FORWARDED, "https://p.example/pics"),
     ):
-        for path, key in (("/upload", "url"), ("/upload-image", "image_url")):
-            made = running.send_file("POST", path, png(), headers={**OWNER, **headers})
-            assert made.json[key].startswith(f"{base}/")
-            if "Location" in made.headers:
-                assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json[key]
+        made = running.send_file("POST", "/upload", png(), headers={**OWNER, **headers})
+        assert made.json["url"].startswith(f"{base}/")
+        assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json["url"]
+        made = running.send_file("POST", "/upload-image", png(), headers={**OWNER, **headers})
+        assert made.json["image_url"].startswith(f"{base}/")
         listed = running.request("GET", "/media", headers=headers).json
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
@@ -7550,7 +7742,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
             if event == "call" and frame.f_code.co_filename == ms.__file__ and "comp>" not in name:
                 calls[name] += 1
 
-        def run(message: bytes) -> int:
+        def run(message: bytes, status: int) -> int:
             head, _, body = message.partition(b"\r\n\r\n")
             request = ms.parse_request_head(head)
             calls.clear()
@@ -7562,7 +7754,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
                     exchange = exchange.finish()
             finally:
                 sys.setprofile(None)
-            assert exchange.status in {200, 201}
+            assert exchange.status == status
             return calls.total()
 
         def send(path: str, field: str, **texts: str) -> bytes:
@@ -7576,13 +7768,16 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
         fill(tmp_path, {"media/a.png": png()})
         app.scanner.refresh(app.library, "media/a.png")
         ways = {
-            "file": lambda: cold("/media/a.png"),
-            "hot file": lambda: get_line("/media/a.png"),
-            "upload": lambda: send("/upload", "file"),
-            "entity": lambda: send("/entity/", "image", is_collection="false"),
-            "accounts": lambda: get_line("/api/media/media/"),
+            "file": (200, lambda: cold("/media/a.png")),
+            "hot file": (200, lambda: get_line("/media/a.png")),
+            "upload": (201, lambda: send("/upload", "file")),
+            "entity": (201, lambda: send("/entity/", "image", is_collection="false")),
+            "accounts": (200, lambda: get_line("/api/media/media/")),
         }
-        found = {name: [run(make()) for _ in range(3)][-1] for name, make in ways.items()}
+        found = {
+            name: [run(make(), status) for _ in range(3)][-1]
+            for name, (status, make) in ways.items()
+        }
     assert found.keys() == most.keys()
     assert {name: count for name, count in found.items() if count > most[name]} == {}
 
@@ -7645,11 +7840,14 @@ def test_what_is_no_image_by_name_or_content_is_400_and_leaves_nothing(server, f
     answer = server.upload(content() if callable(content) else content, filename)
     assert answer.status == 400
     assert set(answer.json) == {"detail"}
-    assert files_below(server.storage) == before
+    assert files_below(server.storage) <= before
 
 
 def files_below(folder: Path) -> set[str]:
-    """Every file but those of the server itself and thumbnails, also those on their way in."""
+    """Every file but those of the server itself and thumbnails, also those on their way in.
+
+    Of a server that others use, too, what they have begun may go at any time: compare by `<=`.
+    """
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -7668,9 +7866,16 @@ def test_the_size_limit_counts_the_file_and_not_the_request(start):
         assert files_below(running.storage) == before
 
 
-def test_the_list_is_newest_first_and_paged(start):
-    running = start()
-    names = [running.upload(png()).json["filename"] for _ in range(5)][::-1]
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[str]]]:
+    """A server with five public uploads, and their names, the newest first."""
+    with Server(tmp_path_factory.mktemp("five") / "pictures") as running:
+        names = [running.upload(png()).json["filename"] for _ in range(5)]
+        yield running, names[::-1]
+
+
+def test_the_list_is_newest_first(five):
+    running, names = five
     listed = running.get("/media").json
     assert set(listed) == {"count", "files"}
     assert [item["filename"] for item in listed["files"]] == names
@@ -7679,28 +7884,56 @@ def test_the_list_is_newest_first_and_paged(start):
     assert first["url"] == f"{running.url}/media/{names[0]}"
     assert first["content_type"] == "image/png"
     assert abs(first["uploaded_at"] - time.time()) < 60
-    for query, shown in {
-        "page=1&page_size=2": names[:2], "page=2&page_size=2": names[2:4],
-        "page=3&page_size=2": names[4:], "page=4&page_size=2": [], "page=999999999999999999": [],
-        "page_size=5000": names, "page_size=3": names[:3], "page=1": names,
-    }.items():  # fmt: skip
-        value = running.get(f"/media?{query}").json
-        assert value["count"] == 5
-        assert [item["filename"] for item in value["files"]] == shown, query
-    for query in ("page=x", "page=", "page_size=1.5", "page=0", "page_size=-1"):
-        assert running.get(f"/media?{query}").status == 400
 
 
 @pytest.mark.parametrize(
-    "condition", [{"If-Match": '"0"'}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}]
-)
-def test_no_other_image_is_deleted_than_the_one_that_the_request_is_about(server, condition):
-    made = server.upload(png_of(1_207)).json
-    path = f"/media/{made['filename']}"
-    assert server.request("DELETE", path, headers={**OWNER, **condition}).status == 412
-    assert server.get(path).status == 200
-    right = {"If-Match": f'"{made["sha256"]}"'}
-    assert server.request("DELETE", path, headers={**OWNER, **right}).status == 200
+    ("query", "shown"),
+    [
+        ("page=1&page_size=2", slice(2)), ("page=2&page_size=2", slice(2, 4)),
+        ("page=3&page_size=2", slice(4, 5)), ("page=4&page_size=2", slice(0)),
+        ("page=999999999999999999", slice(0)), ("page_size=5000", slice(5)),
+        ("page_size=3", slice(3)), ("page=1", slice(5)),
+    ],
+)  # fmt: skip
+def test_the_list_is_paged(five, query, shown):
+    running, names = five
+    value = running.get(f"/media?{query}").json
+    assert value["count"] == 5
+    assert [item["filename"] for item in value["files"]] == names[shown]
+
+
+@pytest.mark.parametrize("query", ["page=x", "page=", "page_size=1.5", "page=0", "page_size=-1"])
+def test_a_page_of_the_list_that_cannot_be_is_400(server, query):
+    assert server.get(f"/media?{query}").status == 400
+
+
+def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
+    running, long_ago = start(auth_disabled="true"), "Thu, 01 Jan 1970 00:00:00 GMT"
+    image = running.upload(png()).json
+    tag = f'"{image["sha256"]}"'
+    things = {f"/media/{image['filename']}": ["DELETE"]}
+    body, content_type = form(None, b"", is_collection="true")
+    made = running.request("POST", "/entity/", body, {"Content-Type": content_type}).json
+    things[f"/entity/{made['id']}"] = ["PUT", "PATCH", "DELETE"]
+    for path in ("/api/media/media/", "/api/media/collections/"):
+        _, made = running.call("POST", path, {"name": "a", "type": "image"})
+        things[f"{path}{made['id']}/"] = ["PUT", "PATCH", "DELETE"]
+    for path, methods in things.items():
+        wrong = [
+            {"If-Match": '"0"'}, {"If-Match": f'W/{tag}, "0"'}, {"If-Unmodified-Since": long_ago},
+            {"If-None-Match": "*"}, {"If-Match": "*", "If-None-Match": "*"},
+            *([{"If-None-Match": f'"0", W/{tag}'}] if path.startswith("/media/") else []),
+        ]  # fmt: skip
+        for method, condition in itertools.product(methods, wrong):
+            answer = running.request(method, path, headers=condition)
+            assert answer.status == 412, (method, path, condition)
+            missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
+            assert missing.status == 404, (method, path, condition)
+        assert running.get(path).status == 200
+        right = {"If-Match": tag if path.startswith("/media/") else "*",
+                 "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
+        assert running.request("DELETE", path, headers=right).status in {200, 204}
+        assert running.request("DELETE", path, headers=right).status == 404
 
 
 def test_a_deleted_image_is_gone_from_everywhere(server):
@@ -8036,6 +8269,21 @@ def test_names_of_files_are_utf_8_in_any_locale(start, tmp_path):
     assert running.get("/image/%C3%BC.png", **READER).body == content
 
 
+@pytest.mark.parametrize("name", ["images", "users", "entities"])
+def test_a_folder_of_the_servers_own_that_is_gone_is_degraded_until_it_is_back(start, name):
+    running = start()
+    running.scanned()
+    assert running.store(png()).status == 201
+    folder, away = running.data / name, running.data / "away"
+    folder.rename(away)
+    health = running.get("/health").json
+    assert health["status"] == "degraded"
+    assert health["problems"] == [f"Folders of the server that are not there: {name}."]
+    assert not folder.exists()
+    away.rename(folder)
+    assert running.get("/health").json["status"] == "ok"
+
+
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
     storage, aside = tmp_path / "pictures", tmp_path / "aside"
     content = png()
@@ -8245,7 +8493,7 @@ def test_the_reserve_keeps_uploads_from_the_last_of_the_disk(start, tmp_path, mo
     free = shutil.disk_usage(place).free
     running = start(reserve_bytes=str(free - 5_000_000))
     user = User(running)
-    assert send_everywhere(running, png(), user.headers) <= {200, 201}
+    assert send_everywhere(running, png(), user.headers) == {201, 200}  # what /image/ knows by now
     before = files_below(place)
     assert send_everywhere(running, png_of(6_000_000), user.headers) == {507}
     assert files_below(place) == before
@@ -8370,7 +8618,8 @@ class Faults:
         self._ways += 1
         for call in itertools.count(1 + self._ways % FAULTS_STEP, FAULTS_STEP):
             prepared = prepare()
-            self._plan[0], self._plan[1] = call, ERRORS[call % len(ERRORS)]
+            self._plan[0], self._plan[1] = call, [*ERRORS][call % len(ERRORS)]
+            self.answered = {503, ERRORS[self._plan[1]]}
             work(prepared)
             if self._plan[0] > 0:  # there were not so many
                 self._plan[0] = 0
@@ -8379,7 +8628,8 @@ class Faults:
 
 # EVERY_FAULT=1 pytest: each family alone meets all of them, not all families together.
 FAULTS_STEP = 1 if "EVERY_FAULT" in os.environ else 3
-ERRORS = (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EXDEV)
+# What is answered where a call fails so, unless the index says 503 or it goes another way.
+ERRORS = {errno.EIO: 503, errno.ENOSPC: 507, errno.EINVAL: 500, errno.EXDEV: 500}
 FILED = {  # where the answer to an upload says that the file is
     "/upload": lambda found: found["url"],
     "/image/a.png": lambda found: found["file_path"],
@@ -8394,14 +8644,16 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
     running, user = faults.server, User(faults.server)
     kept: dict[str, bytes] = {}  # by URL
     unsure: set[str] = set()  # hashes of what a failed deletion left or not
+    refused: set[int] = set()
 
     def upload(way: tuple[str, str, str]) -> str | None:
         (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
         body, content_type = form(name, content, field, name="a")
         headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
         answer = running.request(method, path.replace("a.png", name), body, headers)
-        assert answer.status in {201, 500, 503, 507}, answer.body
         if answer.status != 201:
+            assert answer.status in faults.answered, answer.body
+            refused.add(answer.status)
             return None
         place = f"/image/{sha256(content)}" if method == "PUT" else FILED[path](answer.json)
         kept[place] = content
@@ -8410,15 +8662,17 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
     def delete(place: str) -> None:
         path = local(place).removesuffix("/file")
         status = running.request("DELETE", path, headers=OWNER).status
-        assert status in {200, 500, 503, 507}
         content = kept.pop(place)
         if status != 200:
+            assert status in faults.answered
+            refused.add(status)
             unsure.add(sha256(content))
 
     for way in UPLOADS:
         faults.at_each_call(functools.partial(tuple, way), upload)
     for way in (UPLOADS[0], UPLOADS[-1]):
         faults.at_each_call(functools.partial(upload, way), delete)
+    assert refused == {*ERRORS.values()}
     running.kill()
     again = start()
     again.scanned()
@@ -8525,8 +8779,7 @@ def test_a_thumbnail_that_is_a_link_is_not_served(start, tmp_path):
     thumbnail.unlink()
     thumbnail.symlink_to(running.data / "index.sqlite3")
     answer = running.get(f"/thumbnail/{digest}?")
-    assert b"SQLite" not in answer.body
-    assert not thumbnail.is_symlink() or answer.status != 200
+    assert (answer.status, answer.body[:4], thumbnail.is_symlink()) == (200, b"\x89PNG", False)
 
 
 def test_a_power_cut_loses_no_answered_upload_that_the_index_has_lost(start):
@@ -8572,7 +8825,7 @@ def test_one_bad_file_or_folder_costs_only_itself(start, tmp_path):
         os.utime(storage / "future.png", (1.1e10, 1.1e10))
         os.utime(storage / "past.png", (-2e9, -2e9))
     deep, descriptor = png(), os.open(storage, os.O_RDONLY)
-    for _ in range(1200):  # a path longer than PATH_MAX
+    for _ in range(600):  # a path longer than PATH_MAX
         os.mkdir("deeper", dir_fd=descriptor)
         inner = os.open("deeper", os.O_RDONLY, dir_fd=descriptor)
         os.close(descriptor)
@@ -8649,31 +8902,45 @@ def test_the_scanner_makes_thumbnails_ahead_and_they_go_with_their_file(start, t
     assert not thumbnail.exists()
 
 
-def test_a_preview_is_upright_within_its_size_and_of_the_type_that_is_accepted(server):
-    need("PIL")
-    from PIL import Image
+@pytest.fixture(scope="module")
+def turned(server: Server) -> str:
+    """The hash of a picture that is upright when it is turned."""
+    return str(server.upload(jpeg(1600, 800, orientation=6)).json["sha256"])
 
-    upright = {1440: (720, 1440), 2160: (800, 1600), 320: (160, 320), 720: (360, 720)}
-    digest = server.upload(jpeg(1600, 800, orientation=6)).json["sha256"]
-    for (size, expected), (accept, kind) in itertools.product(
-        upright.items(),
-        (("image/avif,image/webp,*/*;q=0.8", "WEBP"), ("*/*", "JPEG"), ("image/webp;q=0", "JPEG"),
-         ("image/webp;q=0.2, image/*", "JPEG"), ("", "JPEG")),
-    ):  # fmt: skip
-        answer = server.get(f"/preview/{digest.upper()}?size={size}", Accept=accept)
-        assert answer.status == 200
-        picture = Image.open(io.BytesIO(answer.body))
-        assert (picture.size, picture.format) == (expected, kind)
-        assert answer.headers["Content-Type"] == f"image/{kind.lower()}"
-        assert "Accept" in answer.headers["Vary"]
-        assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-        same = server.get(f"/preview/{digest}?size={size}", Accept=accept,
-                          If_None_Match=answer.headers["ETag"])  # fmt: skip
-        assert same.status == 304
-        head = server.request("HEAD", f"/preview/{digest}?size={size}", headers={"Accept": accept})
-        assert (head.status, head.headers["ETag"]) == (200, answer.headers["ETag"])
-    for query in ("", "?size=", "?size=321", "?size=-320", "?size=0320", "?size=x"):
-        assert server.get(f"/preview/{digest}{query}").status == 400
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("image/avif,image/webp,*/*;q=0.8", "WEBP"), ("*/*", "JPEG"), ("image/webp;q=0", "JPEG"),
+        ("image/webp;q=0.2, image/*", "JPEG"), ("", "JPEG"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(1440, (720, 1440)), (2160, (800, 1600)), (320, (160, 320)), (720, (360, 720))],
+)
+def test_a_preview_is_upright_within_its_size_and_of_the_type_that_is_accepted(
+    server, turned, pillow, size, expected, accept, kind
+):
+    path = f"/preview/{turned}?size={size}"
+    answer = server.get(path.replace(turned, turned.upper()), Accept=accept)
+    assert answer.status == 200
+    picture = pillow.open(io.BytesIO(answer.body))
+    assert (picture.size, picture.format) == (expected, kind)
+    assert answer.headers["Content-Type"] == f"image/{kind.lower()}"
+    assert "Accept" in answer.headers["Vary"]
+    assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    etag = answer.headers["ETag"]
+    assert server.get(path, Accept=accept, If_None_Match=etag).status == 304
+    head = server.request("HEAD", path, headers={"Accept": accept})
+    assert (head.status, head.headers["ETag"]) == (200, etag)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?size=", "?size=321", "?size=-320", "?size=0320", "?size=x"]
+)
+def test_a_size_that_no_preview_has_is_400(server, turned, query):
+    assert server.get(f"/preview/{turned}{query}").status == 400
 
 
 def test_a_preview_is_public_where_everyone_may_read_the_file(server):
@@ -8870,10 +9137,11 @@ def test_put_stores_new_content_under_the_day_and_known_content_once(server):
             "sha256": sha256(content),
             "filename": name,
             "file_path": f"uploads/{day}/{name}",
-            "thumbnail_file": answer.json["thumbnail_file"],
+            "thumbnail_file": f"{sha256(content)}.png"
+            if importlib.util.find_spec("PIL")
+            else None,
         },
     )
-    assert answer.json["thumbnail_file"] in {f"{sha256(content)}.png", None}
     assert (server.storage / answer.json["file_path"]).read_bytes() == content
     again = server.put("/image/other.jpg", content)
     assert (again.status, again.json) == (
@@ -9076,16 +9344,22 @@ def test_slugs_are_stored_where_the_setting_says_so(start):
     assert re.fullmatch(r"grosse-mass-1_\d{8}T\d{12}Z\.png", clash)
 
 
-def test_a_refused_type_is_told_where_it_is_taken(server):
-    put = functools.partial(server.put, "/image/a.tiff")
-    for send, filename, content in (
-        (server.upload, "a.heic", png()), (server.upload, "a.png", mp4()), (put, "a.tif", png()),
-        (server.store, "a.MP4", png()), (server.store, "a.png", mp4()),
-    ):  # fmt: skip
-        detail = send(content, filename=filename).json["detail"]
-        assert "/api/media/media/" in detail
-        assert "/entity/" in detail
-    assert "/entity/" not in server.upload(b"no media", "a.txt").json["detail"]
+@pytest.mark.parametrize(
+    ("method", "path", "filename", "content", "is_told"),
+    [
+        ("POST", "/upload", "a.heic", png(), True), ("POST", "/upload", "a.png", mp4(), True),
+        ("PUT", "/image/a.tiff", "a.tif", png(), True),
+        ("POST", "/upload-image", "a.MP4", png(), True),
+        ("POST", "/upload-image", "a.png", mp4(), True),
+        ("POST", "/upload", "a.txt", b"no media", False),
+    ],
+    ids=itertools.count(),
+)  # fmt: skip
+def test_a_refused_type_is_told_where_it_is_taken(
+    server, method, path, filename, content, is_told
+):
+    detail = server.send_file(method, path, content, filename).json["detail"]
+    assert ("/api/media/media/" in detail, "/entity/" in detail) == (is_told, is_told)
 
 
 def test_a_file_that_a_scan_has_hidden_is_not_remembered(start):
@@ -9132,9 +9406,9 @@ def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(s
         for headers, status in asked:
             assert running.request(method, path, headers=headers).status == status, (path, headers)
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
-    for line in lines:
-        if line["path"] in paths and line["status"] == 200:
-            assert line["principal"] in {"owner", "token 7", "view"}
+    shown = [line for line in lines if line["status"] == 200 and line["path"] in paths]
+    shown_to = Counter(line["principal"] for line in shown)
+    assert shown_to == {"owner": 12, "token 7": 12, "view": 12}
     content = png()
     (running.data / "images/mine.png").write_bytes(content)
     assert running.get("/image/mine.png", **OWNER).body == content
@@ -9182,6 +9456,7 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
     running = start()
     content = png(300, 200)
     name = running.store(content, "secret.png").json["stored_as"]
+    running.upload(png())  # so that the lists have something
     digest, draws = sha256(content), importlib.util.find_spec("PIL") is not None
     running.rescan()
     for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
@@ -9195,9 +9470,8 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
         text = running.request("GET", path, headers=OWNER).body.decode()
         assert digest not in text
         assert name not in text
-    listed = running.get("/gallery/items").json
-    for key, *_ in listed["groups"]:
-        assert digest not in running.get(f"/gallery/items?group={key}").body.decode()
+    ((key, *_),) = running.get("/gallery/items").json["groups"]
+    assert digest not in running.get(f"/gallery/items?group={key}").body.decode()
     known = running.put("/image/mine.png", content)  # new content as far as anyone may know
     assert known.status == 201
     assert "secret" not in str(known.json)
@@ -9362,6 +9636,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "nobody"}, "Enter a valid email address."),
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
+        ({"email": "a@192.0.2.1"}, "Enter a valid email address."),
+        ({"email": "a@b_c.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
         ({"email": "a@b.de\0"}, "Null characters are not allowed."),
         ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
@@ -10306,60 +10582,88 @@ def test_a_list_is_paged_as_in_django_and_its_links_work(django):
     assert django.listed("page=last&page_size=5")["next"] is None
 
 
-def test_page_and_page_size_are_read_as_django_reads_them(server, django):
+@pytest.fixture(scope="module")
+def twelve(server: Server) -> User:
+    """A user of twelve collections."""
+    user = User(server, next(SERIAL))
     for _ in range(12):
-        django.shelf()
-    for query, count in {
-        "": 10, "page_size=3": 3, "page_size=0": 10, "page_size=-4": 10, "page_size=x": 10,
-        "page_size=": 10, "page_size=100000000000000000000": 12, "page_size=1000": 12, "page=2": 2,
-        "page=last": 2, "page=": 10, "page=3": None, "page=0": None, "page=-1": None,
-        "page=x": None, "page=9999999999999999999999": None,
-    }.items():  # fmt: skip
-        status, value = django.call("GET", f"{SHELVES}?{query}")
-        if count is None:
-            assert (status, value) == (404, {"detail": "Invalid page."}), query
-        else:
-            assert (status, len(value["results"])) == (200, count), query
+        user.shelf()
+    return user
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", 10), ("page_size=3", 3), ("page_size=0", 10), ("page_size=-4", 10),
+        ("page_size=x", 10), ("page_size=", 10), ("page_size=100000000000000000000", 12),
+        ("page_size=1000", 12), ("page=2", 2), ("page=last", 2), ("page=", 10),
+    ],
+)  # fmt: skip
+def test_page_and_page_size_are_read_as_django_reads_them(twelve, query, count):
+    status, value = twelve.call("GET", f"{SHELVES}?{query}")
+    assert (status, len(value["results"])) == (200, count)
+
+
+@pytest.mark.parametrize("page", ["3", "0", "-1", "x", "9999999999999999999999"])
+def test_a_page_that_is_not_there_is_404_as_in_django(twelve, page):
+    answer = twelve.call("GET", f"{SHELVES}?page={page}")
+    assert answer == (404, {"detail": "Invalid page."})
+
+
+def test_a_page_has_at_most_a_hundred_records(django):
     together(10, lambda _: [django.record() for _ in range(11)])
     page = django.listed("page_size=101")
     assert (len(page["results"]), page["next"] is not None) == (100, True)
 
 
-def test_a_search_takes_every_word_in_any_case_and_no_wildcards(django):
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("straße", "a"), ("STRASSE", "a"), ("ÉTÉ", "b"), ("été  100%", "b"), ("100%", "b"),
+        ("%", "b"), ("_", "c"), ("10_", ""), ("ΟΔΟΣ", "c"), ("a\\", ""), ("weg c_", "c"),
+        ("weg c_ nichts", ""), ("'", ""),
+    ],
+)  # fmt: skip
+def test_a_search_takes_every_word_in_any_case_and_no_wildcards(django, search, found):
     django.record(name="Große Straße", description="a")
     django.record(name="L'Été"[2:], description="b 100%")
     django.record(name="C_Weg", description="c οδός οδος")
-    for search, found in {
-        "straße": "a", "STRASSE": "a", "ÉTÉ": "b", "été  100%": "b", "100%": "b", "%": "b",
-        "_": "c", "10_": "", "ΟΔΟΣ": "c", "a\\": "", "weg c_": "c", "weg c_ nichts": "", "'": "",
-    }.items():  # fmt: skip
-        page = django.listed(urlencode({"search": search}))
-        assert "".join(item["description"][0] for item in page["results"]) == found, search
-    for wrong in ("a%00b", "+".join(map(str, range(99)))):
-        assert django.call("GET", f"{MEDIA}?search={wrong}")[0] == 400
+    page = django.listed(urlencode({"search": search}))
+    assert "".join(item["description"][0] for item in page["results"]) == found
 
 
-def test_a_list_is_ordered_as_asked_and_can_be_of_one_type(django):
+@pytest.mark.parametrize("search", ["a%00b", "+".join(map(str, range(99)))], ids=["NUL", "long"])
+def test_what_cannot_be_searched_for_is_400(django, search):
+    assert django.call("GET", f"{MEDIA}?search={search}")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("ordering=name", "abc"), ("ordering=-name", "cba"), ("ordering=size", "bca"),
+        ("ordering=-size", "acb"), ("ordering=created_at", "cab"), ("ordering=-created_at", "bac"),
+        ("ordering=nonsense", "bac"), ("ordering=-id", "bac"), ("ordering=", "bac"),
+        ("ordering=nonsense,name", "abc"), ("ordering=--name", "bac"), ("type=video", "a"),
+        ("type=", "bac"),
+    ],
+)  # fmt: skip
+def test_a_list_is_ordered_as_asked_and_can_be_of_one_type(django, query, names):
     for name, size, kind in (("c", 2, "image"), ("a", 3, "video"), ("b", 1, "audio")):
         django.record(name=name, size=size, type=kind)
-    for query, names in {
-        "ordering=name": "abc", "ordering=-name": "cba", "ordering=size": "bca",
-        "ordering=-size": "acb", "ordering=created_at": "cab", "ordering=-created_at": "bac",
-        "ordering=nonsense": "bac", "ordering=-id": "bac", "ordering=": "bac",
-        "ordering=nonsense,name": "abc", "ordering=--name": "bac", "type=video": "a",
-        "type=": "bac",
-    }.items():  # fmt: skip
-        page = django.listed(query)
-        assert "".join(item["name"] for item in page["results"]) == names, query
+    page = django.listed(query)
+    assert "".join(item["name"] for item in page["results"]) == names
+
+
+def test_a_type_that_is_none_cannot_be_listed(django):
     assert django.listed("type=pdf") == {"type": ['"pdf" is not a valid choice.']}
 
 
-def test_equal_records_keep_their_order_over_pages(django):
+@pytest.mark.parametrize("ordering", ["name", "-size"])
+def test_equal_records_keep_their_order_over_pages(django, ordering):
     keys = sorted(django.record(name="same", size=1)["id"] for _ in range(5))
-    for ordering in ("name", "-size"):
-        queries = [f"ordering={ordering}&page_size=2&page={page}" for page in (1, 2, 3)]
-        listed = [item["id"] for query in queries for item in django.listed(query)["results"]]
-        assert listed == keys[:: -1 if ordering.startswith("-") else 1]
+    queries = [f"ordering={ordering}&page_size=2&page={page}" for page in (1, 2, 3)]
+    listed = [item["id"] for query in queries for item in django.listed(query)["results"]]
+    assert listed == keys[:: -1 if ordering.startswith("-") else 1]
 
 
 def test_an_upload_lies_in_the_users_folder_and_is_served_to_those_who_may(server, django):
@@ -10511,8 +10815,9 @@ def test_what_is_anothers_is_404_at_every_endpoint(server, jane, django):
         ):
             assert (status, set(value)) == (400, {"collection"})
         for base in (MEDIA, SHELVES):
+            thief.shelf()
             listed = thief.call("GET", f"{base}?page_size=100")[1]["results"]
-            assert {item["user"] for item in listed} <= {thief.id}
+            assert {item["user"] for item in listed} == {thief.id}
         kept = owner.call("GET", f"{MEDIA}{record['id']}/")[1]
         assert {**kept, "file": 0} == {**record, "file": 0}
         for method, path, body in endpoints(record["id"], shelf):
@@ -10822,17 +11127,23 @@ def test_facts_are_taken_from_the_content(entities, make, fields):
     assert item["file_path"].endswith(f"/{item['md5']}.{item['extension']}")
 
 
-def test_forms_may_be_urlencoded_with_fastapis_words_and_text_is_kept_exactly(entities):
+@pytest.mark.parametrize("word", ["TRUE", "1", "yes", "t", "y"])
+def test_fastapis_words_for_true_make_a_collection(entities, word):
+    assert entities.send("POST", "", is_collection=word)["is_collection"] is True
+
+
+@pytest.mark.parametrize("word", ["false", "0", "off", "no", "f", "n", ""])
+def test_fastapis_words_for_false_make_an_image(entities, word):
+    assert entities.create(is_collection=word)["is_collection"] is False
+
+
+def test_forms_may_be_urlencoded_and_text_is_kept_exactly(entities):
     body = urlencode({"is_collection": "on", "label": "Ü & co", "parent_id": ""})
     headers = {**OWNER, "Content-Type": "application/x-www-form-urlencoded"}
     answer = entities.server.request("POST", "/entity", body, headers)
     item = answer.json
     assert (answer.status, item["label"], item["parent_id"]) == (201, "Ü & co", None)
     assert answer.headers["Location"] == f"/entity/{item['id']}"
-    for word in ("TRUE", "1", "yes", "t", "y"):
-        assert entities.send("POST", "", is_collection=word)["is_collection"] is True
-    for word in ("false", "0", "off", "no", "f", "n", ""):
-        assert entities.create(is_collection=word)["is_collection"] is False
     label, description = " Łódź 🐈‍⬛ e\u0301 ", "two\r\nlines\t"
     item = entities.create(label=label, description=description)
     assert (item["label"], item["description"]) == (label, description)
@@ -11160,14 +11471,23 @@ def test_races_of_deleting_and_creating_one_content_lose_nothing(entities):
     assert entities.files() == before
 
 
-def test_a_form_that_cannot_be_is_400_and_leaves_nothing(entities):
-    item, folder = entities.create(), entities.collection()
-    before = entities.files()
-    for image, texts in (
+@pytest.mark.parametrize(
+    ("image", "texts"),
+    [
         (None, {}), (None, {"label": "x", "is_collection": "false"}), (b"just text", {}),
         (png(), {"is_collection": "true"}), (b"", {}), (b"%PDF-1.7\n", {}),
-    ):  # fmt: skip
-        assert isinstance(entities.send("POST", "", image, 400, **texts)["detail"], str)
+    ],
+    ids=itertools.count(),
+)  # fmt: skip
+def test_a_new_entity_that_cannot_be_is_400_and_leaves_nothing(entities, image, texts):
+    before = entities.files()
+    assert isinstance(entities.send("POST", "", image, 400, **texts)["detail"], str)
+    assert entities.files() == before
+
+
+def test_an_entity_becomes_no_collection_and_a_collection_gets_no_content(entities):
+    item, folder = entities.create(), entities.collection()
+    before = entities.files()
     entities.send("PUT", item["id"], expect=400, is_collection="true")
     entities.send("PUT", folder["id"], expect=400, is_collection="false")
     entities.send("PUT", folder["id"], png(), 400)
@@ -11175,9 +11495,12 @@ def test_a_form_that_cannot_be_is_400_and_leaves_nothing(entities):
     assert entities.files() == before
 
 
+@pytest.mark.parametrize("tail", ["", "/file", "/versions"])
+def test_an_unknown_entity_is_404(entities, tail):
+    assert isinstance(entities.get(f"987654321{tail}", 404)["detail"], str)
+
+
 def test_an_unknown_entity_is_404_whatever_is_sent(entities):
-    for tail in ("", "/file", "/versions"):
-        assert isinstance(entities.get(f"987654321{tail}", 404)["detail"], str)
     entities.send("PUT", "987654321", expect=404, label="x")
     entities.send("PUT", "987654321", b"no picture", 404)
     entities.send("PATCH", "987654321", expect=404)
@@ -11262,8 +11585,9 @@ def test_a_label_that_is_no_text_is_422(entities, raw):
     ids=["largest", "too large", "10**30", "5000 digits", "-1", "0", "smallest"],
 )  # fmt: skip
 def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server, digits, one, version, page):
-    for tail in ("", "?version=1", "/file", "/versions"):
-        assert server.get(f"/entity/{digits}{tail}").status == one
+    tails = ("", "?version=1", "/file", "/versions")
+    statuses = {tail: server.get(f"/entity/{digits}{tail}").status for tail in tails}
+    assert statuses == dict.fromkeys(tails, one)
     assert server.get(f"/entity/?version={digits}").status == version
     assert server.get(f"/entity/?page={digits}").status == page
 
@@ -11368,15 +11692,18 @@ def test_what_fastapi_refuses_is_refused_in_the_same_words(entities):
         ('{"label": "\\ud800"}', "string_unicode"), ('{"description": ["x"]}', "string_type"),
     ],
 )  # fmt: skip
-def test_json_that_does_not_fit_is_422(entities, text, kind):
+@pytest.mark.parametrize(
+    ("whole", "place"), [("{}", ["body"]), ('{{"body": {}}}', ["body", "body"])]
+)
+def test_json_that_does_not_fit_is_422(entities, text, kind, whole, place):
     key = entities.collection()["id"]
     headers = {**OWNER, "Content-Type": "application/json"}
-    for body, place in ((text, ["body"]), (f'{{"body": {text}}}', ["body", "body"])):
-        answer = entities.server.request("PATCH", f"/entity/{key}", body, headers)
-        (item,) = answer.json["detail"]
-        field = text.split('"')[1]
-        assert (answer.status, item["loc"], item["type"]) == (422, [*place, field], kind)
-        assert item["msg"].startswith("Input should be ") or kind == "int_parsing_size"
+    answer = entities.server.request("PATCH", f"/entity/{key}", whole.format(text), headers)
+    (item,) = answer.json["detail"]
+    field = text.split('"')[1]
+    assert (answer.status, item["loc"], item["type"]) == (422, [*place, field], kind)
+    said = "Unable to parse" if kind == "int_parsing_size" else "Input should be "
+    assert item["msg"].startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -11960,8 +12287,8 @@ def test_one_request_at_a_time_adds_to_an_upload(server):
     upload = begin(server, len(content))
     answers = together(8, lambda _: upload.send(0, content))
     statuses = Counter(answer.status for answer in answers)
-    assert statuses[204] == 1
-    assert statuses.keys() <= {204, 409, 423}
+    # One that comes meanwhile is refused as 423, one that comes later by its offset.
+    assert (statuses[204], statuses[409] + statuses[423]) == (1, 7)
     assert upload.get()["answer"]["md5"] == md5(content)
 
 
@@ -12239,7 +12566,9 @@ def test_a_link_shows_a_folder_to_who_has_it_and_nothing_else(wedding):
 
 
 def test_a_link_s_thumbnails_are_shown(wedding, pillow):
-    for file in shared(wedding, share(wedding, kind="folder", target="a")):
+    files = shared(wedding, share(wedding, kind="folder", target="a"))
+    assert len(files) >= 3
+    for file in files:
         thumbnail = wedding.get(local(file["thumbnail"]))
         assert thumbnail.body.startswith(b"\x89PNG")
         assert thumbnail.headers["Cache-Control"] == "private, no-cache"
@@ -12287,11 +12616,15 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
         assert wedding.get(wanted).status == 401
         assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
 
-    def unlock(password: str, path: str = path) -> Answer:
+    def unlock(password: str, path: str = path, **fields: str) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        headers |= {name.replace("_", "-"): value for name, value in fields.items()}
         return wedding.request("POST", path, urlencode({"password": password}), headers)
 
     assert unlock("guest").status == 401
+    again = unlock("guest", accept="text/html", accept_language="de")
+    assert again.status == 401 and 'type="password"' in again.body.decode()
+    assert "Das ist nicht das Passwort." in again.body.decode()
     answer = unlock("guests")
     cookie = answer.headers["Set-Cookie"]
     assert (answer.status, answer.headers["Location"]) == (303, path)
@@ -12299,6 +12632,9 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     cookie = cookie.partition(";")[0]
     assert wedding.get(file, cookie=cookie).body == content
     assert len(shared(wedding, made, cookie=cookie)) >= 3
+    german = {"accept": "text/html", "accept-language": "de-AT, en;q=0.9"}
+    assert "Passwort" in wedding.get(path, **german).body.decode()
+    assert '<html lang="de">' in wedding.get(path, cookie=cookie, **german).body.decode()
     other = share(wedding, kind="folder", target="a", password="guests")
     assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
     assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
@@ -12348,6 +12684,26 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     path = local(shared(server, bare)[0]["url"])
     part = server.get(path, Range="bytes=5-24")
     assert (part.status, part.body) == (206, answer.body[5:25])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_that_leaves_something_out_tells_no_hash_and_no_size_of_what_it_left(start, kind):
+    running, content = start(), told_picture("JPEG")[0]
+    fill(running.storage, {"a/1.jpg": content, "a/2.png": png()})
+    running.rescan()
+    target = {"file": sha256(content), "folder": "a"}[kind]
+    made = share(running, kind=kind, target=target, strip=True)
+    listed = running.get(local(made["url"]))
+    sent = running.get(local((file := listed.json["files"][0])["url"]))
+    assert (sent.status, file["size"]) == (200, None)
+    assert len(sent.body) < len(content)
+    said = [listed.body.decode(), *sent.headers.values()]
+    said.append(running.get(local(made["url"]), accept="text/html").body.decode())
+    assert not [text for text in said if sha256(content) in text or str(len(content)) in text]
+    assert running.get(local(file["thumbnail"])).body.startswith(b"\x89PNG")
+    assert running.get(f"{local(made['url'])}/{sha256(content)}").status == 404
+    other = share(running, kind=kind, target=target, strip=True)
+    assert shared(running, other)[0]["url"].rpartition("/")[2] not in file["url"]
 
 
 def sent_by_a_link(content: bytes) -> bytes:
@@ -12796,9 +13152,10 @@ def test_a_link_to_what_is_deleted_shows_and_takes_nothing(closed, kind):
         base = SHELVES if kind == "collection" else MEDIA
         assert closed.call("DELETE", f"{base}{target}/", headers=headers)[0] == 204
     assert shared(closed, made) == closed.get(path).status == 404
+    before = files_below(closed.storage)
     sent = closed.send_file("POST", f"{local(made['url'])}/upload", png(), "x.png", {})
     assert sent.status == 404
-    assert not (closed.storage / (place or "none")).exists()
+    assert files_below(closed.storage) <= before
     assert closed.call("POST", "/shares", {"kind": kind, "target": target}, headers)[0] == 404
 
 
@@ -12856,17 +13213,18 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         answer = server.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
         etag = answer.headers["ETag"]
+        other = b'{"detail":"The file is not the one that the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
         for fields, status, body in (
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
             ({"Range": "bytes=-5"}, 206, content[-5:]),
-            ({"Range": f"bytes={len(content)}-"}, 416, None),
+            ({"Range": f"bytes={len(content)}-"}, 416, b'{"detail":"No such range."}'),
             ({"If-None-Match": etag}, 304, b""),
-            ({"If-Match": '"other"'}, 412, None),
+            ({"If-Match": '"other"'}, 412, other),
             ({"If-Range": '"other"', "Range": "bytes=0-1"}, 200, content),
         ):
             part = server.request("GET", path, headers={**headers, **fields})
-            assert (part.status, body is None or part.body == body) == (status, True)
+            assert (part.status, part.body) == (status, body)
         parts = server.request("GET", path, headers={**headers, "Range": "bytes=0-1,9-10"})
         assert parts.status == 206
         assert content[:2] in parts.body
@@ -13172,7 +13530,8 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
     back.scanned()
     for path, headers in paths.items():
         answer = back.request("GET", path, headers=headers)
-        assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
+        size = 50_000 if later in path else 100_000
+        assert (answer.status, len(answer.body)) == (200, size)
 
 
 def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stored):
@@ -13247,7 +13606,7 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, reade
         answer = reading.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
     assert reading.get(f"/thumbnail/{sha256(content)}").status == 200
-    assert reading.request("OPTIONS", "/upload-image").status in {200, 204}
+    assert reading.request("OPTIONS", "/upload-image").status == 204
     open_session(reading)
     assert reading.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
     assert f"reading only ({server.url} writes)" in reading.log
@@ -13422,6 +13781,26 @@ def test_a_view_cookie_lets_a_page_show_private_pictures_and_do_nothing(start):
     assert running.get(media, **cookie).body == content
 
 
+def test_a_view_cookie_that_was_ended_is_none_and_others_live_on(start):
+    running = start("--workers", "2", read_auth_enabled="true")
+    name = running.upload(png()).json["filename"]
+    cookies = [cookie_of(open_session(running)) for _ in range(3)]
+
+    def seen() -> list[set[int]]:
+        return [
+            {running.get(path, **cookie).status for path in (f"/media/{name}", "/list") * 4}
+            for cookie in cookies
+        ]
+
+    assert seen() == [{200}] * 3
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    assert seen() == [{200}, {401}, {200}]
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    running.stop()
+    running = start(read_auth_enabled="true")
+    assert seen() == [{200}, {401}, {200}]
+
+
 def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
     answer = open_session(server)
     name, _, rules = answer.headers["Set-Cookie"].partition("=")
@@ -13458,8 +13837,11 @@ def test_a_cookie_of_demo_mode_is_good_for_nothing_afterwards(start):
     assert start().get("/metrics", **cookie).status == 401
 
 
-@pytest.mark.parametrize("end", ["logout", "passwd", "disable", "revoke", "session"])
-def test_a_view_cookie_ends_with_what_it_came_from(closed, end, monkeypatch):
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("logout", 401), ("passwd", 401), ("disable", 401), ("revoke", 403), ("session", 401)],
+)
+def test_a_view_cookie_ends_with_what_it_came_from(closed, end, status, monkeypatch):
     closed.upload(content := png())
     user, headers, tokens = member(closed)
     cookie = cookie_of(open_session(closed, headers))
@@ -13478,13 +13860,13 @@ def test_a_view_cookie_ends_with_what_it_came_from(closed, end, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"another password")))
         more = [ms.READ_PERMISSION] if end == "revoke" else []
         run_here("user", end, user.name, *more, "--storage_dir", closed.storage)
-    assert closed.get(path, **cookie).status in {401, 403}
+    assert closed.get(path, **cookie).status == status
 
 
 def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
     running = start(public_url="https://example.org/album")
     rules = open_session(running).headers["Set-Cookie"].split("; ")
-    assert {"Path=/album/", "Secure"} <= set(rules)
+    assert rules[1:] == ["Path=/album/", "Max-Age=43200", "HttpOnly", "SameSite=Strict", "Secure"]
 
 
 def test_health_says_how_the_server_is(server):
@@ -13517,12 +13899,14 @@ def test_the_gallery_can_be_installed(server):
     assert answer.headers["Content-Type"] == "application/manifest+json"
     manifest = answer.json
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
-    for icon in manifest["icons"]:
-        answer = server.get(f"/{icon['src']}")
-        assert answer.headers["Content-Type"] == icon["type"]
+    icons = {(icon["type"], icon["sizes"]): icon["src"] for icon in manifest["icons"]}
+    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "512x512")}
+    for (mime_type, sizes), place in icons.items():
+        answer = server.get(f"/{place}")
+        assert answer.headers["Content-Type"] == mime_type
         facts = ms.probe(io.BytesIO(answer.body))
-        assert facts.mime_type == icon["type"]
-        assert icon["sizes"] in {"any", f"{facts.width}x{facts.height}"}
+        assert facts.mime_type == mime_type
+        assert mime_type != "image/png" or sizes == f"{facts.width}x{facts.height}"
 
 
 def operations_of(document: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -14258,6 +14642,13 @@ def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser,
     browser.see(shown, 1)
 
 
+def test_what_lies_beside_the_folders_is_shown_by_name_too(browser, album):
+    browser.open(album.url + "/gallery?order=name")
+    headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
+    assert browser.see(headings) == "pictures1,a1,a/b2"
+    browser.see("document.querySelectorAll('.tile').length === 4")
+
+
 def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
     known, new, public, text = png(), png(), webp(), b"hello"
     server.put("/image/known.png", known)
@@ -14399,7 +14790,8 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.see("document.querySelector('#login').open")  # the form of signing in is gone
     browser.run(
         "const {elements} = document.querySelector('#login form');"
-        "elements.name.value = '<b>Sommer'; document.querySelector('#login form').requestSubmit()"
+        "elements.newAlbum.value = '<b>Sommer';"
+        "document.querySelector('#login form').requestSubmit()"
     )
     browser.see("document.querySelector('#notice').textContent === 'Added to <b>Sommer.'")
     browser.click("#albums")
@@ -14449,6 +14841,10 @@ def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path
     with zipfile.ZipFile(tmp_path / "pictures.zip") as file:
         assert file.testzip() is None
         assert {*file.namelist()} == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
+    # What is more than an address can name comes in several
+    browser.devtools("Browser.setDownloadBehavior", **{**where, "behavior": "allowAndName"})
+    browser.run("downloadAll(Array(201).fill([...picked.values()]).flat())")
+    wait_until(lambda: len([*filter(zipfile.is_zipfile, tmp_path.iterdir())]) == 3, "two more")
 
 
 def zipped(answer: Answer) -> dict[str, bytes]:
@@ -14469,11 +14865,60 @@ def test_a_zip_file_has_what_the_gallery_shows_with_paths_and_times(album):
         assert file.getinfo("a/old.png").date_time[:3] == time.localtime(1_000_000_000)[:3]
     head = album.request("HEAD", "/gallery/zip?folder=a")
     assert (head.headers["Content-Length"], head.body) == (str(len(answer.body)), b"")
+
+
+@pytest.mark.parametrize("query", ["only={}", "group=2001-09", "q=old&kind=image"])
+def test_a_zip_file_may_have_some_pictures_alone(album, query):
     old = sha256((album.storage / "a/old.png").read_bytes())
-    for query in (f"only={old[:12]}", "group=2001-09", "q=old&kind=image"):
-        assert [*zipped(album.get(f"/gallery/zip?{query}"))] == ["a/old.png"]
-    for query in ("only=000000000000", "group=1999-01", "q=none"):
-        assert album.get(f"/gallery/zip?{query}").status == 404
+    answer = album.get(f"/gallery/zip?{query.format(old[:12])}")
+    assert [*zipped(answer)] == ["a/old.png"]
+
+
+@pytest.mark.parametrize(
+    "query", ["only=000000000000", "only=", "only=,", "group=1999-01", "q=none"]
+)
+def test_a_zip_file_of_nothing_is_404(album, query):
+    assert album.get(f"/gallery/zip?{query}").status == 404
+
+
+ZIPPED_NAMES = {  # in the folder, and in the zip file (APPNOTE.TXT, section 4.4.17.1)
+    "x\\y.png": "y.png",
+    "D:/C:a.png": "D_/C_a.png",
+    "a\nb\t\u202e.png": "ab.png",
+    "NUL/aux.png": "_NUL/_aux.png",
+    "end. /b.png": "end/b.png",
+    "same.png": "same.png",
+    "sub/a.png": "sub/a.png",
+}
+
+
+def test_names_in_a_zip_file_are_names_on_every_system(start, tmp_path):
+    fill(tmp_path / "pictures", {name: png() for name in ZIPPED_NAMES})
+    same = ["SAME.png", "Same.png", "e\u0301.png", "\u00e9.png", "SUB/A.png"]
+    fill(tmp_path / "pictures", {name: png() for name in same})
+    server = start()
+    server.scanned()
+    found = zipped(server.get("/gallery/zip"))
+    assert len(found) == len(ZIPPED_NAMES) + len(same)
+    seen = {unicodedata.normalize("NFC", name).casefold() for name in found}
+    assert len(seen) == len(found)
+    expected = {name.casefold() for name in ZIPPED_NAMES.values()}
+    assert expected <= seen, "what is alone has its name"
+    assert {name for name in ZIPPED_NAMES.values() if "s" not in name} <= {*found}
+
+
+def test_a_zip_file_names_what_is_missing_in_it(start, tmp_path):
+    contents = {name: png() for name in ("a.png", "gone/b.png", "other.png")}
+    fill(tmp_path / "pictures", contents)
+    server = start()
+    server.scanned()
+    (tmp_path / "pictures/gone/b.png").unlink()
+    (tmp_path / "pictures/other.png").write_bytes(png())
+    found = zipped(server.get("/gallery/zip"))
+    note = found.pop("missing.txt").decode().splitlines()
+    assert found == {"a.png": contents["a.png"]}
+    assert {*note[1:]} == {"gone/b.png", "other.png"}
+    assert server.get("/gallery/zip?folder=gone").status == 404
 
 
 def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere(server):
@@ -14481,18 +14926,23 @@ def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere
     for content in contents:
         user.upload(content, "x.png", name="../a/x.png")
     user.upload(wav(), "b.wav", name="sound")
+    for name in (".", "..", "a/.", "\u202e"):
+        user.upload(png(), name=name)
     found = zipped(server.get("/gallery/zip?album=mine", **user.headers))
-    assert {*found} == {"x.png", "x_1.png", "x_2.png", "sound.wav"}
+    files = {"file.png", "file_1.png", "file_2.png", "file_3.png"}
+    assert {*found} == {"x.png", "x_1.png", "x_2.png", "sound.wav", *files}
     assert {found[name] for name in found if name.startswith("x")} == {*contents}
     assert server.get("/gallery/zip?album=mine").status == 401
     assert server.get("/gallery/zip?album=mine", **User(server).headers).status == 404
 
 
 def zip_reader(*paths: Path) -> ms.ZipReader:
-    folder = types.SimpleNamespace(open=io.FileIO)
+    app = types.SimpleNamespace(folders={"": types.SimpleNamespace(open=io.FileIO)})
     files = [ms.File("", str(path), "", *ms.state_of(path.stat()), 0.0) for path in paths]
-    zipped = [ms.Zipped(path.name, file, -1) for path, file in zip(paths, files, strict=True)]
-    return ms.ZipReader({"": folder}, zipped)
+    return ms.ZipReader([
+        ms.Zipped(path.name, file.size, -1, functools.partial(ms.open_unchanged, app, file))
+        for path, file in zip(paths, files, strict=True)
+    ])  # fmt: skip
 
 
 def read_all(reader: ms.ZipReader) -> bytes:
@@ -14843,6 +15293,7 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     running = start()
     kept = fill_families(running)
     running.stop()
+    kept_sha = sha256(kept["media"].read_bytes())
     for name in ("library", "images", "users", "entities"):
         rot(kept[name])
     kept["put"].write_bytes(png(9, 9))
@@ -14851,7 +15302,8 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
     larger = running.data / "previews" / f"{'0' * 64}-720.webp"
     unseen = running.storage / os.fsdecode(b"unseen \xff.jpg")
-    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen)})
+    known = running.storage / ".thumbnails" / f"{kept_sha}.png"
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen, known)})
     told = run_verify(running.storage, status=1)
     damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
     assert (told["ok"], set(told["damaged"]), told["missing"]) == (
@@ -15536,31 +15988,42 @@ def behind(
             yield Behind(running, site, request.param)
 
 
-def test_through_nginx_a_file_is_answered_as_the_server_answers(behind):
-    server, site, _ = behind
-    path, etag = f"/image/{sha256(BIG)}", f'"{sha256(BIG)}"'
-    long_ago = "Sat, 01 Jan 2000 00:00:00 GMT"
-    for headers in (
+ETAG_OF_BIG, LONG_AGO = f'"{sha256(BIG)}"', "Sat, 01 Jan 2000 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
         {}, {"Range": "bytes=0-99"}, {"Range": "bytes=1000000-"}, {"Range": "bytes=-5"},
-        {"Range": "bytes=9999999-"}, {"Range": "bytes=9-0"}, {"If-None-Match": etag},
-        {"Range": "bytes=0-9", "If-Range": etag}, {"Range": "bytes=0-9", "If-Range": '"x"'},
-        {"If-None-Match": '"x"'}, {"If-Match": etag}, {"If-Match": '"x"'},
-        {"If-Modified-Since": long_ago}, {"If-Unmodified-Since": long_ago},
+        {"Range": "bytes=9999999-"}, {"Range": "bytes=9-0"}, {"If-None-Match": ETAG_OF_BIG},
+        {"Range": "bytes=0-9", "If-Range": ETAG_OF_BIG},
+        {"Range": "bytes=0-9", "If-Range": '"x"'},
+        {"If-None-Match": '"x"'}, {"If-Match": ETAG_OF_BIG}, {"If-Match": '"x"'},
+        {"If-Modified-Since": LONG_AGO}, {"If-Unmodified-Since": LONG_AGO},
         {"Origin": "https://a.example"},
+    ],
+    ids=itertools.count(),
+)  # fmt: skip
+def test_through_nginx_a_file_is_answered_as_the_server_answers(behind, headers):
+    server, site, _ = behind
+    path = f"/image/{sha256(BIG)}"
+    direct = server.request("GET", path, headers=headers)
+    proxied = site.request("GET", path, headers=headers)
+    assert (proxied.status, proxied.body) == (direct.status, direct.body)
+    for name in (
+        "Content-Type", "Content-Length", "Content-Range", "ETag", "Last-Modified",
+        "Accept-Ranges", "Cache-Control", "Access-Control-Allow-Origin", "Vary",
     ):  # fmt: skip
-        direct = server.request("GET", path, headers=headers)
-        proxied = site.request("GET", path, headers=headers)
-        assert (proxied.status, proxied.body) == (direct.status, direct.body), headers
-        for name in (
-            "Content-Type", "Content-Length", "Content-Range", "ETag", "Last-Modified",
-            "Accept-Ranges", "Cache-Control", "Access-Control-Allow-Origin", "Vary",
-        ):  # fmt: skip
-            assert proxied.headers.get_all(name) == direct.headers.get_all(name), (headers, name)
-        assert proxied.headers.get_all("X-Content-Type-Options") == ["nosniff"]
-        assert "X-Accel-Redirect" not in proxied.headers
-        heads = [way.request("HEAD", path, headers=headers) for way in (server, site)]
-        assert len({(head.status, head.headers["Content-Length"]) for head in heads}) == 1
-    several = site.get(path, Range="bytes=0-3,100-103")
+        assert proxied.headers.get_all(name) == direct.headers.get_all(name), name
+    assert proxied.headers.get_all("X-Content-Type-Options") == ["nosniff"]
+    assert "X-Accel-Redirect" not in proxied.headers
+    heads = [way.request("HEAD", path, headers=headers) for way in (server, site)]
+    assert len({(head.status, head.headers["Content-Length"]) for head in heads}) == 1
+
+
+def test_through_nginx_several_ranges_and_odd_names_are_answered(behind):
+    _, site, _ = behind
+    several = site.get(f"/image/{sha256(BIG)}", Range="bytes=0-3,100-103")
     assert several.status == 206
     assert several.headers["Content-Type"].startswith("multipart/byteranges")
     assert BIG[100:104] in several.body
@@ -15584,14 +16047,17 @@ def test_only_nginx_gets_the_redirect(behind):
         assert answer.body == BIG
 
 
-def test_the_internal_locations_are_closed(behind):
-    forged = {"X_Accel_Redirect": "/.accel/library/big.png"}
-    for path in (
-        "library/big.png", "images/private.png", "library/../images/private.png",
-        "library/.mediaserver/secrets.env", "",
-    ):  # fmt: skip
-        assert behind.site.get(f"/.accel/{path}", **forged).status == 404
-    assert behind.site.get("/health", **forged).status == 200
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/.accel/library/big.png", 404), ("/.accel/images/private.png", 404),
+        ("/.accel/library/../images/private.png", 404),
+        ("/.accel/library/.mediaserver/secrets.env", 404), ("/.accel/", 404), ("/health", 200),
+    ],
+)  # fmt: skip
+def test_the_internal_locations_are_closed(behind, path, status):
+    answer = behind.site.get(path, X_Accel_Redirect="/.accel/library/big.png")
+    assert answer.status == status
 
 
 def test_private_and_signed_files_pass_through(behind):
@@ -15679,7 +16145,7 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY["en"].policy]
+    assert answer.headers.get_all("Content-Security-Policy") == [ms.gallery_page("en").policy]
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
         assert len(answer.headers.get_all(name) or ()) == 1, name
     assert "Cross-Origin-Resource-Policy" not in answer.headers
@@ -15757,10 +16223,10 @@ def test_the_server_hears_our_name_with_its_port_and_no_other(tmp_path, certific
             ("/health", f"{DOMAIN}:8443:8443", DOMAIN),
             ("/health", f"{DOMAIN}:", DOMAIN),
         ):
-            assert site.request("GET", target, headers={"Host": host}).status in (204, 400)
-            for got in heard:
-                assert got["host"] == got["x-forwarded-host"] == expected, (target, host)
-            assert heard or "@" in host or host.endswith(":8443:8443")
+            status = site.request("GET", target, headers={"Host": host}).status
+            found = (status, [(got["host"], got["x-forwarded-host"]) for got in heard])
+            is_name = "@" not in host and host.count(":") < 2  # later versions of nginx refuse it
+            assert found == (204, [(expected, expected)]) or (not is_name and found == (400, []))
             heard.clear()
         for target, host in (
             ("/health", "evil.example"), ("/health", f"{DOMAIN}.evil.example"),
@@ -15797,7 +16263,7 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 (f"/s/{secret}", "-"), (f"/.accel/images/?token={secret}", "-"),
             ):  # fmt: skip
                 fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
-                assert way.get(target, **fields).status in (301, 404, 502)
+                assert way.get(target, **fields).status == (502 if way is site else 301)
             assert way.get(f"/?token={secret}", Host="evil.example").status == 421
         login = f"/api/auth/login/?token={secret}"
         assert 429 in {site.request("POST", login).status for _ in range(45)}

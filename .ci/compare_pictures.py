@@ -163,11 +163,12 @@ def thumbnails_of(paths: list[Path], folder: Path) -> list[Image.Image | None]:
     made: list[Image.Image | None] = []
     for path in paths:
         sha256 = hashlib.sha256(os.fsencode(path)).hexdigest()
-        with path.open("rb", buffering=0) as source:
-            file = ms.File("library", "x", sha256, *ms.state_of(os.fstat(source.fileno())), 0)
+        lies_in = ms.Folder("library", path.parent, make=False, buffers=ms.WriteBuffers())
+        with lies_in.open(path.name) as source:
+            status = ms.state_of(os.fstat(source.fileno()))
+            file = ms.File("library", path.name, sha256, *status, 0)
             asset = ms.Asset(sha256, file.size, ms.probe(source))
-            outcome = thumbnails.make(source, file, asset)
-        found = outcome is ms.Outcome.MADE
+        found = thumbnails.make(lies_in, file, asset) is ms.Outcome.MADE
         made.append(Image.open(io.BytesIO(thumbnails.read(sha256))) if found else None)
     return made
 

@@ -1,26 +1,34 @@
 """Change the program by one operator, constant or statement at a time; do its tests notice?
 
 PYTHONPATH=.ci python -m pytest -q -s -p mutate --mutate SECTION,... [--mutants N] [--seed N].
-Each mutant lives in a forked child, in which the tests that call its function run until one
-fails. Only tests in the pytest process count: what a server does is not seen.
+First every test runs once, and it is noted which functions it calls, in this process or in a
+server; `--calls=FILE` keeps that for the next time. Each mutant then lives in a forked child, in
+which the tests that call its function run until one fails: the function has the other code
+there, and so has the bytecode that this child's servers are started from. Python 3.12 or later.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import functools
+import itertools
 import json
+import marshal
+import mmap
+import operator
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -30,7 +38,7 @@ import pytest
 import mediaserver as ms
 
 SOURCE = Path(ms.__file__).read_text("utf-8")
-SERVERS = {"server", "start", "machine", "browser", "chromium", "behind", "entities", "django"}
+FOREIGN = {"browser", "chromium", "machine", "behind", "django"}  # tests of others' programs
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -40,7 +48,32 @@ COUNTED = {
     ast.Mod: ast.FloorDiv, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd, ast.Div: ast.Mult,
 }  # fmt: skip
-SECONDS = 60  # that the tests of one mutant may take
+SECONDS = 40  # after which no further test of a mutant begins
+DEADLINE = 10.0  # seconds that a mutant may let a test wait
+# Write down the line of each function that is called, behind the number of the test.
+RECORDER = """
+def record_calls(folder, program):
+    import mmap, os, sys
+    with open(folder + "/test", "r+b") as file:
+        test = mmap.mmap(file.fileno(), 4)
+    seen = set()
+
+    def begin(code, _):
+        if code.co_filename != program:
+            return sys.monitoring.DISABLE
+        call = b"%d %d\\n" % (int.from_bytes(test[:4], "little"), code.co_firstlineno)
+        if call not in seen:
+            seen.add(call)
+            try:
+                with open(folder + "/calls", "ab", 0) as file:
+                    file.write(call)
+            except OSError:
+                pass
+
+    sys.monitoring.use_tool_id(4, "mutate")
+    sys.monitoring.register_callback(4, sys.monitoring.events.PY_START, begin)
+    sys.monitoring.set_events(4, sys.monitoring.events.PY_START)
+"""
 
 
 def can_change(node: ast.AST) -> bool:
@@ -84,6 +117,16 @@ def change(node: Any) -> ast.AST:
     return ast.fix_missing_locations(ast.copy_location(made, node))
 
 
+def nodes_to_change(node: ast.AST) -> Iterator[ast.AST]:
+    """What of a function can be changed: annotations do nothing."""
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and field not in {"annotation", "returns"}:
+                if can_change(child):
+                    yield child
+                yield from nodes_to_change(child)
+
+
 class Replace(ast.NodeTransformer):
     def __init__(self, target: ast.AST) -> None:
         self.target = target
@@ -92,15 +135,17 @@ class Replace(ast.NodeTransformer):
         return change(node) if node is self.target else self.generic_visit(node)
 
 
-def lines_of(sections: list[str]) -> set[int]:
-    """The lines of the sections with these numbers."""
-    found, current = set(), ""
-    for number, line in enumerate(SOURCE.splitlines(), 1):
-        if banner := re.match(r"# (\d+)\. ", line):
-            current = banner[1]
-        if current in sections:
-            found.add(number)
-    return found
+@functools.cache
+def banners(path: str) -> list[tuple[int, str]]:
+    """The lines of a file's banners, counted from 0, and the numbers of their sections."""
+    lines = Path(path).read_text("utf-8").splitlines()
+    found = [(number, re.match(r"# (\d+)\. ", line)) for number, line in enumerate(lines)]
+    return [(number, banner[1]) for number, banner in found if banner]
+
+
+def section_of(path: str, line: int) -> str:
+    """The number of the section that a line of a file is in."""
+    return max((b for b in banners(path) if b[0] <= line), default=(0, ""))[1]
 
 
 def functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
@@ -138,30 +183,55 @@ def mutated_code(name: str, function: ast.AST, node: ast.AST) -> CodeType:
     return code
 
 
+def with_function(whole: CodeType, old: CodeType, new: CodeType) -> CodeType:
+    """The code of a module with that of one function in it replaced."""
+    place = (old.co_name, old.co_firstlineno)
+    parts = []
+    for part in whole.co_consts:
+        if not isinstance(part, CodeType):
+            parts.append(part)
+        elif (part.co_name, part.co_firstlineno) == place:
+            parts.append(new)
+        else:
+            parts.append(with_function(part, old, new))
+    is_same = all(map(operator.is_, parts, whole.co_consts))
+    return whole if is_same else whole.replace(co_consts=tuple(parts))
+
+
+def start_from(tests: Any, folder: Path, make: Any) -> None:
+    """Let the tests start their servers from what `make` makes of the program's code."""
+    header, code = tests.BYTECODE_BEFORE[:16], marshal.loads(tests.BYTECODE_BEFORE[16:])
+    bytecode = folder / "mediaserver.pyc"
+    bytecode.write_bytes(header + marshal.dumps(make(code)))
+    tests.BYTECODE = str(bytecode)
+
+
 def in_child(work: Any, seconds: float) -> int:
-    """The exit status of a child that does some work; 1 too when it takes too long."""
+    """The exit status of a child that does some work in a folder; 1 too when it takes too long."""
     sys.stdout.flush()
+    folder = tempfile.mkdtemp(prefix="mutant-")
     process = os.fork()
     if not process:
         status = 3
         try:
-            signal.alarm(0)
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, 1)
-            status = int(work())
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            tempfile.tempdir = os.environ["TMPDIR"] = folder
+            status = int(work(Path(folder)))
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    end, ended, status = time.monotonic() + seconds, 0, 1 << 8
+    while not ended and time.monotonic() < end:
         ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return 1
+    with contextlib.suppress(ProcessLookupError):  # its servers, too
+        os.killpg(process, signal.SIGKILL)
+    if not ended:
+        os.waitpid(process, 0)
+    shutil.rmtree(folder, ignore_errors=True)
+    return os.waitstatus_to_exitcode(status) if ended else 1
 
 
 class Mutation:
@@ -173,65 +243,85 @@ class Mutation:
         self.failed = self.failed or report.failed
 
     def check(
-        self, session: pytest.Session, function: FunctionType, code: CodeType,
-        items: list[pytest.Item],
-    ) -> bool:  # fmt: skip
+        self, function: FunctionType, code: CodeType, items: list[pytest.Item], folder: Path
+    ) -> bool:
         """Whether one of the tests fails with other code; later ones are left out then."""
-        function.__code__ = code
+        end = time.monotonic() + SECONDS
+        before, function.__code__ = function.__code__, code
+        self.tests.DEADLINE = DEADLINE
+        start_from(self.tests, folder, lambda whole: with_function(whole, before, code))
         self.failed = False
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in itertools.pairwise([*items, None]):
+            if self.failed or time.monotonic() > end:
+                break
+            assert item
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self.failed:
-                return True
-        return False
+        return self.failed
 
-    def calls(self, session: pytest.Session, items: list[pytest.Item]) -> dict[str, list[str]]:
-        """Which tests call each function, those that are quick first."""
-        with tempfile.NamedTemporaryFile("r+") as file:
+    def record(self, items: list[pytest.Item], result: Path, folder: Path) -> int:
+        """Write which tests that pass call each function, and how long each took."""
+        (folder / "test").write_bytes(bytes(4))
+        (folder / "calls").touch()
+        run = f"record_calls({str(folder)!r}, {ms.__file__!r})"
+        hook = f"import marshal\n{RECORDER}\n{run}\ndel record_calls\n"
+        whole = folder / "whole"
+        whole.write_bytes(self.tests.BYTECODE_BEFORE[16:])
+        hook += f"exec(marshal.loads(open({str(whole)!r}, 'rb').read()))"
+        start_from(self.tests, folder, lambda _: compile(hook, ms.__file__, "exec"))
+        exec(f"{RECORDER}\n{run}", {})
+        with (folder / "test").open("r+b") as file:
+            number = mmap.mmap(file.fileno(), 4)
+        took = {}
+        for place, (item, following) in enumerate(itertools.pairwise([*items, None])):
+            assert item
+            number[:4] = place.to_bytes(4, "little")
+            self.failed, begun = False, time.monotonic()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if not self.failed:
+                took[place] = time.monotonic() - begun
+            if place % 100 == 0:
+                print(f"{place} of {len(items)} tests", file=sys.stderr, flush=True)
+        sys.monitoring.set_events(4, 0)
+        calls: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        for line in sorted(set((folder / "calls").read_text().splitlines())):
+            place, function = map(int, line.split())
+            if place in took:
+                calls[str(function)].append((took[place], items[place].nodeid))
+        result.write_text(json.dumps(calls))
+        return 0
 
-            def watch() -> int:
-                seen: dict[str, list[tuple[float, str]]] = defaultdict(list)
-                current: set[CodeType] = set()
-
-                def profile(frame: Any, event: str, _: Any) -> None:
-                    if event == "call" and frame.f_code.co_filename == ms.__file__:
-                        current.add(frame.f_code)
-
-                for item in items:
-                    current.clear()
-                    begun = time.monotonic()
-                    sys.setprofile(profile)
-                    threading.setprofile(profile)
-                    self.failed = False
-                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-                    sys.setprofile(None)
-                    threading.setprofile(None)
-                    if not self.failed:
-                        for code in {(c.co_firstlineno) for c in current}:
-                            seen[str(code)].append((time.monotonic() - begun, item.nodeid))
-                Path(file.name).write_text(
-                    json.dumps({k: [i for _, i in sorted(v)] for k, v in seen.items()})
-                )
-                return 0
-
-            assert in_child(watch, 20 * SECONDS) == 0
-            return dict(json.loads(Path(file.name).read_text()))
+    def tests_of(self, name: str, line: int, section: str) -> list[pytest.Item]:
+        """The tests that call a function: those of its own section first, quick ones first."""
+        found = []
+        for seconds, test in self.calls.get(str(line), []):
+            if item := self.known.get(test):
+                is_own = section_of(self.tests.__file__, item.location[1] or 0) == section
+                found.append((not is_own, seconds, test))
+        return [self.known[test] for _, _, test in sorted(found)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         options = self.config.option
-        items = [i for i in session.items if not SERVERS & set(getattr(i, "fixturenames", ()))]
-        lines = lines_of(options.mutate.split(","))
-        tree = ast.parse(SOURCE)
-        known = {i.nodeid: i for i in items}
-        calls = self.calls(session, items)
+        items = [i for i in session.items if not FOREIGN & set(getattr(i, "fixturenames", ()))]
+        self.tests: Any = sys.modules["test_mediaserver"]
+        self.tests.BYTECODE_BEFORE = Path(self.tests.BYTECODE).read_bytes()
+        self.known = {item.nodeid: item for item in items}
+        kept = Path(options.calls or tempfile.mkstemp()[1])
+        if not kept.exists() or not kept.stat().st_size:
+            assert in_child(functools.partial(self.record, items, kept), 3600) == 0
+        self.calls: dict[str, list[tuple[float, str]]] = json.loads(kept.read_text())
+        for section in options.mutate.split(","):
+            print(f"section {section}: {self.mutate(section)}", flush=True)
+        return True
+
+    def mutate(self, section: str) -> dict[str, int]:
+        """How many mutants of a section are killed, survive, and are called by no test."""
+        options = self.config.option
         mutants = [
             (name, function, node)
-            for name, function in functions(tree).items()
-            if function.lineno in lines
-            for statement in function.body
-            for node in ast.walk(statement)
-            if can_change(node)
+            for name, function in functions(ast.parse(SOURCE)).items()
+            if section_of(ms.__file__, function.lineno - 1) == section
+            for node in nodes_to_change(function)
         ]
         random.Random(options.seed).shuffle(mutants)
         counts = {"killed": 0, "survived": 0, "not called": 0}
@@ -239,13 +329,13 @@ class Mutation:
             found = function_of(name)
             if found is None:
                 continue
-            tests = [known[i] for i in calls.get(str(found.__code__.co_firstlineno), [])]
+            tests = self.tests_of(name, found.__code__.co_firstlineno, section)
             code = mutated_code(name, function, node)
             if code.co_freevars != found.__code__.co_freevars:
                 continue  # a method that calls super() no more
             if tests:
-                check = functools.partial(self.check, session, found, code, tests[:100])
-                verdict = "killed" if in_child(check, SECONDS) else "survived"
+                check = functools.partial(self.check, found, code, tests)
+                verdict = "killed" if in_child(check, 2 * SECONDS) else "survived"
             else:
                 verdict = "not called"
             counts[verdict] += 1
@@ -254,13 +344,13 @@ class Mutation:
                 after = ast.unparse(change(node)).partition("\n")[0][:80]
                 place = f"{getattr(node, 'lineno', '?')} {name}"
                 print(f"{verdict} ({len(tests)} tests): {place}: {before} -> {after}", flush=True)
-        print(counts, flush=True)
-        return True
+        return counts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutate", help="numbers of sections")
     parser.addoption("--mutants", type=int, default=100)
+    parser.addoption("--calls", help="a file for what is noted of calls")
     parser.addoption("--seed", type=int, default=1)
 
 
