@@ -7503,6 +7503,8 @@ class Thumbnails:
         self.pillow = find_pillow()
         self.ffmpeg = shutil.which("ffmpeg")
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        # When an upload began or was over in one of them, monotonic: decoders wait for the next
+        self.upload_at = memoryview(mmap.mmap(-1, 8)).cast("d")
         self.decoding = {  # of all processes: how often, and nanoseconds
             kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
         }
@@ -8560,7 +8562,6 @@ class Renditions:
         self.thumbnails = thumbnails
         self.wanted = threading.Event()
         self._index = index
-        self._upload_at = -math.inf  # when an upload began or was over, monotonic
 
     def run(self) -> None:
         """Make thumbnails whenever they are wanted, until the server stops."""
@@ -8572,13 +8573,13 @@ class Renditions:
 
     def note_upload(self) -> None:
         """Have what is made ahead wait for the upload that begins or is over, and for the next."""
-        self._upload_at = time.monotonic()
+        self.thumbnails.upload_at[0] = time.monotonic()
 
     def _let_uploads_pass(self) -> None:
         """Wait while uploads come one after the other: who sends them waits for them."""
         end = time.monotonic() + MAX_UPLOADS_SECONDS
         while not self.thumbnails.is_over:
-            left = min(end, self._upload_at + QUIET_SECONDS) - time.monotonic()
+            left = min(end, self.thumbnails.upload_at[0] + QUIET_SECONDS) - time.monotonic()
             if left <= 0:
                 return
             time.sleep(left)
@@ -12156,7 +12157,7 @@ def parse_flag(value: Any) -> bool:
 
 def collect_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[FieldError],
-    has_upload: bool = False,
+    *, has_upload: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The declared fields among `values` that are right; to `problems` goes what is not.
 
@@ -12287,7 +12288,7 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
-    fields = collect_declared(spec.fields, values, where, problems, has_upload)
+    fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
@@ -20063,8 +20064,8 @@ class Mover(Copier):
     """
 
     def __init__(
-        self, index: Index, source: Folder, target: Folder, below: str, progress: Progress
-    ) -> None:  # fmt: skip
+        self, index: Index, source: Folder, target: Folder, progress: Progress, *, below: str
+    ) -> None:
         """Paths begin with `below`."""
         super().__init__(index, {source.name: source}, {target.name: target}, progress)
         self._target, self._below = target, below
@@ -20100,7 +20101,7 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
             target.recover(lambda name: True)
         files = (file for file in index.files.of_root(root) if file.path.startswith(below))
         progress = Progress(sum(file.size for file in files))
-        mover = Mover(index, source, target, below, progress)
+        mover = Mover(index, source, target, progress, below=below)
         for _ in range(MAX_ROUNDS):
             before = mover.copied
             if mover.copy_all(index) and mover.copied == before:
