@@ -11,15 +11,15 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
+# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 211    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ if __name__ == "__main__":
     import signal
 
     # SIGHUP means a scan, as soon as there is a scanner: until then it waits, and ends nothing.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # The others wait until it is known what they are to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
 
 if __name__ == "__main__" and __file__.endswith(".py"):
     # Python compiles a script at each start, and 38 MB stay with the process for it (measured):
@@ -110,7 +111,7 @@ import uuid
 import weakref
 import zipfile
 import zlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -154,7 +155,7 @@ WARNING_CHARACTERS = select.PIPE_BUF // 4  # written at once: so many are at mos
 
 
 def printable_line(text: str) -> str:
-    r"""Text as one line of a log or a table can carry it.
+    r"""Return text as one line of a log or a table can carry it.
 
     >>> printable_line("caf\u00e9\r\n\x1b[2J")
     'café???[2J'
@@ -179,7 +180,7 @@ def warn(message: str) -> None:
 
 
 def is_writable(stream: TextIO) -> bool:
-    """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
+    """Return whether a pipe or socket has room for PIPE_BUF bytes (pipe(7)); files always have."""
     try:
         return bool(select.select([], [stream], [], 0)[1])
     except (OSError, TypeError, ValueError):  # it has no descriptor
@@ -209,7 +210,7 @@ def parse_boolean(text: str) -> bool:
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A parser of decimal numbers between `low` and `high`, both included."""
+    """Return a parser of decimal numbers between `low` and `high`, both included."""
 
     def parse(text: str) -> int:
         digits = text.strip()
@@ -221,7 +222,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """A parser of one of these words, in any case."""
+    """Return a parser of one of these words, in any case."""
 
     def parse(text: str) -> str:
         if text.strip().lower() not in words:
@@ -257,7 +258,7 @@ def parse_path(text: str) -> Path:
 
 
 def parse_database_url(text: str) -> Path:
-    """The file of a SQLAlchemy-style URL: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    """Return the file of a SQLAlchemy-style URL: `sqlite:///relative` or `sqlite:////absolute`."""
     scheme, separator, path = text.partition("://")
     if scheme != "sqlite":
         given = scheme if separator else repr(text)
@@ -276,7 +277,7 @@ def parse_public_url(text: str) -> str:
 
 
 def parse_networks(text: str) -> tuple[str, ...]:
-    """Comma-separated addresses or networks (`10.0.0.0/8`), as written."""
+    """Return comma-separated addresses or networks (`10.0.0.0/8`), as written."""
     import ipaddress  # 4 ms, and only where the setting is given
 
     names = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -340,7 +341,7 @@ class Setting(NamedTuple):
 
 
 def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **spec: Any) -> Any:
-    """A Setting, in the place of a value of another type."""
+    """Return a Setting, in the place of a value of another type."""
     return Setting(default, help, parse, **spec)
 
 
@@ -487,7 +488,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
-        """Name, default and description of each setting, in the order of the documentation."""
+        """Yield name, default and description of each setting, as the documentation has them."""
         for name, spec in cls._field_defaults.items():
             yield name, spec.default, spec
 
@@ -513,7 +514,7 @@ DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\
 
 
 def dotenv_value(binding: re.Match[str]) -> str:
-    """The value as written, with the escapes of its kind of quotes taken out."""
+    """Return the value as written, with the escapes of its kind of quotes taken out."""
     double, single = binding["double"], binding["single"]
     if double is not None:
         return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
@@ -522,8 +523,10 @@ def dotenv_value(binding: re.Match[str]) -> str:
     return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
-def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The bindings of a `.env` file as python-dotenv reads them; what it cannot read is skipped.
+def parse_dotenv(
+    text: str, environment: Mapping[str, str], tell: Callable[[str], object] = str
+) -> dict[str, str]:
+    """Return the bindings of a `.env` as python-dotenv reads them; `tell` what it cannot read.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -540,7 +543,7 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
         if binding is None:
             line = DOTENV_LINE.match(text, position)
             if line and line[1]:
-                warn(f".env: cannot read the line that begins at {line[1][:12]!r}")
+                tell(f"cannot read the line that begins at {line[1][:12]!r}")
             position = line.end() if line else len(text)
             continue
         position = binding.end()
@@ -550,14 +553,27 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
-def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text."""
+def read_dotenv(
+    path: Path, environment: Mapping[str, str], told: bool = True
+) -> dict[str, str]:  # fmt: skip
+    """Return what a `.env` says, nothing if it is missing; SettingError if it is no text.
+
+    `told`: of a line that cannot be read there is a warning.
+    """
+    tell = (lambda text: warn(f"{path.name}: {text}")) if told else str
     try:
-        return parse_dotenv(path.read_text("utf-8-sig"), environment)
+        return parse_dotenv(refuse_pipe(path).read_text("utf-8-sig"), environment, tell)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(str(path), f"cannot be read ({error})") from None
+
+
+def refuse_pipe(path: Path) -> Path:
+    """Return a path to be read; OSError for a pipe, whose other end may never come."""
+    if path.is_fifo():
+        raise OSError(errno.EINVAL, "it is a pipe")
+    return path
 
 
 def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> None:
@@ -580,7 +596,7 @@ def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> 
 def load_settings(
     options: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str]
 ) -> Settings:
-    """Settings from the command line's `options` over the environment over `.env` over defaults.
+    """Return settings: the command line's `options`, else environment, else `.env`, else default.
 
     Raises SettingError with the setting's name for a value that cannot be used.
     """
@@ -600,9 +616,9 @@ def load_settings(
         raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
     data = values.setdefault("database_dir", values["storage_dir"] / ".mediaserver")
     values.setdefault("database_url", data / "index.sqlite3")
-    values.setdefault("upload_dir", data / "images")
-    values.setdefault("media_storage_dir", data / "entities")
-    values.setdefault("users_dir", data / "users")
+    for name, default, spec in Settings.table():
+        if default == Path() and spec.shown.startswith("DATA/"):
+            values.setdefault(name, data / spec.shown.removeprefix("DATA/"))
     check_folders(values)
     defaults = {name: default for name, default, _ in Settings.table()}
     return Settings(**{**defaults, **values})
@@ -637,19 +653,17 @@ def check_folders(values: Mapping[str, Any]) -> None:
 
 
 def overlap(one: Path | S3Place, other: Path | S3Place) -> bool:
-    """Whether two places are the same; in a store, also whether one lies in the other."""
+    """Return whether two places are the same; in a store, also whether one lies in the other."""
     if isinstance(one, S3Place) and isinstance(other, S3Place):
         return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings with every secret in place, and the names of those that were not given."""
+    """Return settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
-    if missing and settings.secrets_file.is_fifo():  # reading it would wait for ever
-        raise SettingError("DATABASE_DIR", f"{settings.secrets_file} is a pipe")
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
         if name in kept and not (kept[name] or "").strip():
@@ -747,7 +761,6 @@ class ValidationError(HTTPError):
 MAX_TOKEN_LENGTH = 8192  # characters; more does not fit beside the other headers of most servers
 LEEWAY = 30  # seconds by which the clock of a JWT's issuer may differ from ours
 MAX_UPLOAD_TOKEN_LEAD = 60  # seconds that an upload token's timestamp may lie ahead of our clock
-MAX_USER_ID = 2**63 - 1  # what SQLite's INTEGER holds
 MAX_CACHED_TOKENS = 1024  # verified tokens that are remembered, each by 32 bytes
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, section 3
 
@@ -814,7 +827,7 @@ def decode_base64url(text: str) -> bytes:
     return data
 
 
-# --- Upload tokens and signed URLs
+# -- Upload tokens and signed URLs -------------------------------------------------------
 
 
 def sign_upload_token(secret: str, now: float) -> str:
@@ -845,22 +858,20 @@ def derive_key(secret: str, purpose: str) -> bytes:
     return _hmac_sha256(_utf8(secret), _utf8(f"mediaserver key: {purpose}"))
 
 
-def sign_file(key: bytes, record_id: str, expires: int) -> str:
-    """Sign leave to read one record's file until `expires` (Unix seconds)."""
-    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {record_id}")))
+def sign_until(key: bytes, what: str, expires: int) -> str:
+    """Sign that something is open until `expires` (Unix seconds): a file's URL, a link."""
+    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
-def verify_file_signature(
-    key: bytes, record_id: str, expires: str, signature: str, now: float
-) -> bool:
-    """Tell whether `signature` is good for this record now; `expires` is the URL's text."""
+def verify_until(key: bytes, what: str, expires: str, signature: str, now: float) -> bool:
+    """Tell whether `signature` is good now; `expires` is what came with it, as a text."""
     if not re.fullmatch(r"[0-9]{1,12}", expires):
         return False
-    expected = sign_file(key, record_id, int(expires))
+    expected = sign_until(key, what, int(expires))
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
-# --- Passwords
+# -- Passwords ---------------------------------------------------------------------------
 
 # 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
 # take 0.09 s on a server; a Raspberry Pi 4, some four to five times as slow, stays below 0.5 s.
@@ -902,7 +913,7 @@ def verify_password(password: str, stored: str) -> bool:
     return hmac.compare_digest(actual, decode_base64url(digest))
 
 
-# --- ES256: ECDSA over P-256 with SHA-256
+# -- ES256: ECDSA over P-256 with SHA-256 ------------------------------------------------
 
 # SEC 2, section 2.4.2 (secp256r1): field prime, group order, y² = x³ - 3x + b, base point
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
@@ -912,30 +923,18 @@ _B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
 # RFC 5480: DER has one encoding of a P-256 key's SubjectPublicKeyInfo; only the point differs.
 _SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
 _SPKI_UNCOMPRESSED = b"\x30\x59" + _SPKI_P256 + b"\x03\x42\x00\x04"
-_SPKI_COMPRESSED = b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00"
+_SPKI_COMPRESSED = tuple(b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00" + s for s in (b"\2", b"\3"))
 _PEM_PUBLIC_KEY = r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
 
 # (x, y, z) stands for the point (x/z², y/z³), or for infinity where z = 0.
 Jacobian = tuple[int, int, int]
 
 
-class PublicKey:
-    """A point of P-256 other than infinity; `ValueError` when it is not on the curve."""
+class PublicKey(NamedTuple):
+    """A point of P-256 other than infinity."""
 
-    __slots__ = ("x", "y")
-
-    def __init__(self, x: int, y: int) -> None:
-        on_curve = (y * y - x**3 + 3 * x - _B) % _P == 0
-        if not (0 <= x < _P and 0 <= y < _P and on_curve):
-            raise ValueError("the public key is not a point of P-256")
-        self.x = x
-        self.y = y
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PublicKey) and (self.x, self.y) == (other.x, other.y)
-
-    def __hash__(self) -> int:
-        return hash((self.x, self.y))
+    x: int
+    y: int
 
 
 _G = PublicKey(
@@ -945,8 +944,10 @@ _G = PublicKey(
 
 
 def parse_public_key(pem: str | bytes) -> PublicKey:
-    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text."""
-    # The point may be compressed (SEC 1, section 2.3.4).
+    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text.
+
+    The point may be compressed (SEC 1, section 2.3.4).
+    """
     text = pem.decode("latin-1") if isinstance(pem, bytes) else pem
     match = re.fullmatch(_PEM_PUBLIC_KEY, text)
     if not match:
@@ -959,13 +960,16 @@ def parse_public_key(pem: str | bytes) -> PublicKey:
     if not der or base64.b64encode(der).decode("ascii") != body:
         raise ValueError("the public key is not well-formed base64")
     if der.startswith(_SPKI_UNCOMPRESSED) and len(der) == len(_SPKI_UNCOMPRESSED) + 64:
-        return PublicKey(int.from_bytes(der[-64:-32], "big"), int.from_bytes(der[-32:], "big"))
-    if der.startswith(_SPKI_COMPRESSED) and len(der) == len(_SPKI_COMPRESSED) + 33:
-        sign, x = der[-33], int.from_bytes(der[-32:], "big")
-        if sign in (2, 3):
-            y = pow(x**3 - 3 * x + _B, (_P + 1) // 4, _P)  # a square root, as p mod 4 is 3
-            return PublicKey(x, y if y % 2 == sign % 2 else _P - y)
-    raise ValueError("the public key is not a P-256 key")
+        x, y = int.from_bytes(der[-64:-32], "big"), int.from_bytes(der[-32:], "big")
+    elif der.startswith(_SPKI_COMPRESSED) and len(der) == len(_SPKI_COMPRESSED[0]) + 32:
+        x = int.from_bytes(der[-32:], "big")
+        y = pow(x**3 - 3 * x + _B, (_P + 1) // 4, _P)  # a square root, as p mod 4 is 3
+        y = y if y % 2 == der[-33] % 2 else _P - y
+    else:
+        raise ValueError("the public key is not a P-256 key")
+    if not (x < _P and y < _P and (y * y - x**3 + 3 * x - _B) % _P == 0):
+        raise ValueError("the public key is not a point of P-256")
+    return PublicKey(x, y)
 
 
 def _double(point: Jacobian) -> Jacobian:
@@ -1027,7 +1031,7 @@ def verify_es256(public_key: PublicKey | str | bytes, message: bytes, signature:
     return point[2] != 0 and _affine(point).x % _N == r  # steps 7 to 9
 
 
-# --- JSON Web Tokens
+# -- JSON Web Tokens ---------------------------------------------------------------------
 
 
 def _unique_members(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -1095,6 +1099,21 @@ def _time_claim(claims: Mapping[str, object], name: str) -> int | float | None:
     return value
 
 
+def _number_claim(claims: Mapping[str, object], name: str, as_text: bool = False) -> int | None:
+    """Return a claim that is a whole number above 0, None where it is absent.
+
+    `as_text` lets it be decimal text, too: SimpleJWT writes an account's id so since 5.5.
+    """
+    if name not in claims:
+        return None
+    value = claims[name]
+    if as_text and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,18}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise TokenError(f"The token's {name} is no whole number above 0.")
+    return value
+
+
 def verify_claims(
     payload: bytes, algorithm: str, now: float, leeway: float = LEEWAY, token_type: str = "access"
 ) -> Mapping[str, object]:
@@ -1128,7 +1147,7 @@ def verify_jwt(
     return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
-# --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
+# -- Scoped tokens: JSON Web Tokens of their own key for `?token=` -----------------------
 
 SCOPES = frozenset({"upload", "delete", "read"})
 
@@ -1176,23 +1195,13 @@ def verify_grant(token: str, key: str, now: float) -> Grant:
         raise TokenError(f"The token's scope is none of {', '.join(sorted(SCOPES))}.")
     if not isinstance(path, str) or not path.startswith("/"):
         raise TokenError("The token's path is no path that begins with a slash.")
-    max_bytes, uses = (_limit_claim(claims, name) for name in ("max_bytes", "uses"))
+    max_bytes, uses = (_number_claim(claims, name) for name in ("max_bytes", "uses"))
     if not isinstance(id, str) or (uses and not id):
         raise TokenError("The token's jti, by which its uses are counted, is no text.")
     return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
 
 
-def _limit_claim(claims: Mapping[str, object], name: str) -> int | None:
-    """Return a claim that bounds something, None where it is absent."""
-    if name not in claims:
-        return None
-    value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
-        raise TokenError(f"The token's {name} is no whole number above 0.")
-    return value
-
-
-# --- Principals and what they may do
+# -- Principals and what they may do -----------------------------------------------------
 
 
 class Principal(NamedTuple):
@@ -1222,16 +1231,19 @@ READ_PERMISSION, WRITE_PERMISSION = "media_store_read", "media_store_write"
 
 
 class Access(enum.Enum):
-    """Who may call a route; the value is the permission that lets a non-administrator in."""
+    """Who may call a route: its name, and the permission that lets a non-administrator in.
+
+    Where that is None, the third value says what lets in.
+    """
 
     OPEN = "open", None
     READ = "read", READ_PERMISSION
     PRIVATE_READ = "private read", READ_PERMISSION
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
-    USER = "user", None
-    BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
-    TARGET = "as the target's upload", None  # what the credential lets do is seen later
+    USER = "user", None, "a user's access token (POST /api/auth/login/)"
+    BEARER = "bearer", None, "AUTH_TOKEN or an access token"  # whatever else that lets do
+    TARGET = "as the target's upload", None, "AUTH_TOKEN or a token that may upload"  # seen later
 
 
 OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
@@ -1258,13 +1270,8 @@ def describe_credential(access: Access) -> str:
     >>> describe_credential(Access.WRITE)
     'AUTH_TOKEN or a token with the permission media_store_write'
     """
-    if access is Access.USER:
-        return "a user's access token (POST /api/auth/login/)"
-    if access is Access.BEARER:
-        return "AUTH_TOKEN or an access token"
-    if access is Access.TARGET:
-        return "AUTH_TOKEN or a token that may upload"
-    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
+    _, permission, *words = access.value
+    return words[0] if words else f"AUTH_TOKEN or a token with the permission {permission}"
 
 
 class CredentialMissing(HTTPError):
@@ -1323,34 +1330,24 @@ class TokenCache:
     def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._entries: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
 
     def get(self, token: str, now: float) -> Principal | None:
         """Return whom a token was good for, if it still is at `now`."""
         digest = hashlib.sha256(_utf8(token)).digest()
         with self._lock:
-            expires, principal = self._entries.get(digest, (now, None))
+            expires, principal = self._entries.pop(digest, (now, None))
             if principal and now < expires:
-                self._entries.move_to_end(digest)
+                self._entries[digest] = expires, principal
                 return principal
-            self._entries.pop(digest, None)
-            return None
+        return None
 
     def put(self, token: str, principal: Principal, expires: float) -> None:
         """Remember whom a token is good for until it `expires`; the oldest of too many go."""
         with self._lock:
             self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
             while len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-
-
-def _parse_user_id(value: object) -> int:
-    """Read an account's id: a number or, as SimpleJWT writes since 5.5, its decimal text."""
-    if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,18}", value):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_USER_ID:
-        raise TokenError("The token's user_id is not a user's number.")
-    return value
+                del self._entries[next(iter(self._entries))]
 
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
@@ -1361,9 +1358,12 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
     subject = claims.get("sub") if algorithm == "ES256" else None
     if subject is not None and not isinstance(subject, str):
         raise TokenError("The token's sub is not a string.")
+    user_id = _number_claim(claims, "user_id", True) if algorithm == "HS256" else None
+    if algorithm == "HS256" and user_id is None:
+        raise TokenError("The token has no user_id.")
     return Principal(
         kind="token",
-        user_id=_parse_user_id(claims.get("user_id")) if algorithm == "HS256" else None,
+        user_id=user_id,
         subject=subject,
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
@@ -1593,14 +1593,14 @@ class _Span:
             raise EOFError
 
     def peek(self, at: int, length: int) -> bytes:
-        """As much as there is of so many bytes."""
+        """Return as much as there is of so many bytes."""
         return self.read(at, min(length, self.size - at)) if 0 <= at < self.size else b""
 
     def unpack(self, layout: str, at: int) -> tuple[Any, ...]:
         return struct.unpack(layout, self.read(at, struct.calcsize(layout)))
 
     def number(self) -> int:
-        """The big-endian number that fills it; 0 if it is empty."""
+        """Return the big-endian number that fills it; 0 if it is empty."""
         return int.from_bytes(self.peek(0, 8), "big")
 
     def read_uint(self, length: int) -> int:
@@ -1615,7 +1615,7 @@ class _Span:
         return _Span(self.source, self.start + start, max(0, end - start))
 
     def inner(self, data: bytes) -> _Span:
-        """A file that was packed in this one."""
+        """Return a file that was packed in this one."""
         return _Span(_Source(data, io.BytesIO(data), self.source.budget), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
@@ -1648,11 +1648,29 @@ class _Parts:
             at = after
 
     def __getitem__(self, wanted: bytes) -> _Span:
-        """The first part with that label, or an empty one."""
+        """Return the first part with that label, or an empty one."""
         return next((part for label, part in self if label == wanted), _NOTHING)
 
     def all(self, wanted: bytes) -> list[_Span]:
         return [part for label, part in self if label == wanted]
+
+
+def _labelled(
+    layout: str, *, behind: int = 0, align: int = 1, whole: bool = False
+) -> Callable[[_Span], _Parts]:
+    """Return what finds parts that each stand behind a label and a size, packed as `layout`.
+
+    The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
+    """
+    width = struct.calcsize(layout)
+
+    def read_header(span: _Span, at: int) -> _Header:
+        first, second = span.unpack(layout, at)
+        label, size = (first, second) if isinstance(first, bytes) else (second, first)
+        end = at + size + (0 if whole else width)
+        return label, at + width, end, end + -size % align + behind
+
+    return functools.partial(_Parts, read_header)
 
 
 _NOTHING = _Span(_Source(b"", io.BytesIO(), [0]), 0, 0)
@@ -1685,12 +1703,12 @@ class _Draft:
         self.note(width=width, height=height)
 
     def note_name(self, field: str, name: bytes) -> None:
-        """A maker or model, up to the first zero byte."""
+        """Note a maker or model, up to the first zero byte."""
         if text := name.partition(b"\0")[0].decode("utf-8", "replace").strip():
             self.found.setdefault(field, text)
 
     def note_time(self, rank: int, source: str, seconds: float | None) -> None:
-        """A time of making, if it is a possible one; the lowest rank is the best."""
+        """Note a time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
         if source == "container" and seconds in (0, _QUICKTIME_EPOCH):  # a clock never set
@@ -1700,7 +1718,7 @@ class _Draft:
             self.found |= {"created": float(seconds), "created_source": source}
 
     def note_written_time(self, rank: int, source: str, *texts: bytes) -> None:
-        """What `parse_time` makes of the texts, unless a better time is known."""
+        """Note what `parse_time` makes of the texts, unless a better time is known."""
         if rank < self._time_rank and self._tries:
             self._tries -= 1
             self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
@@ -1768,7 +1786,7 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
 
 
-# -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
+# -- TIFF and EXIF, a small TIFF file inside another file (TIFF 6.0, EXIF 2.32) ----------
 
 _TIFF_VALUES = {
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f",
@@ -1812,7 +1830,7 @@ class _Ifd:
         return _Ifd(self._tiff, self._order, start, self._wide)
 
     def sub_ifd(self, tag: int) -> _Ifd:
-        """The directory that a tag points to, or this one: Canon's videos have no tags for it."""
+        """Return the directory that a tag points to, or this one: Canon's videos lack the tag."""
         return self.at(self.number(tag)) if tag in self.entries else self
 
     def raw(self, tag: int) -> bytes:
@@ -1837,7 +1855,7 @@ class _Ifd:
 
 
 def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
-    """Time, maker, place and orientation; the main directory returns."""
+    """Note time, maker, place and orientation; return the main directory."""
     order = "<" if tiff.read(0, 2) == b"II" else ">"
     wide = tiff.unpack(order + "H", 2) == (43,)
     (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
@@ -1855,7 +1873,7 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
 
 
 def _exif_place(gps: _Ifd, draft: _Draft) -> None:
-    """Tags 1 to 6: reference and value of latitude, longitude and altitude."""
+    """Note latitude, longitude and altitude: tags 1 to 6, reference and value of each."""
     places = [gps.numbers(tag) for tag in (2, 4)]
     if all(len(place) == 3 for place in places):
         latitude, longitude = (d + m / 60 + s / 3600 for d, m, s in places)
@@ -1867,7 +1885,7 @@ def _exif_place(gps: _Ifd, draft: _Draft) -> None:
 
 
 def _tiff(tiff: _Span, draft: _Draft) -> None:
-    """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
+    """Note the size of the first full-size picture, in TIFF and the raw formats that are TIFF."""
     main = _exif(tiff, draft)
     if draft.extension == "rw2":  # the sensor within its borders
         top, left, bottom, right = map(main.number, (4, 5, 6, 7))
@@ -1896,7 +1914,7 @@ _XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attrib
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    """Times of capture in an XMP packet, under whatever prefixes it gives their namespaces."""
+    """Note times of capture in an XMP packet, whatever prefixes it gives their namespaces."""
     names = [_XMP_PREFIX.match(rest) for rest in packet.split(b"xmlns:", MAX_TRIES)[1:]]
     prefixes = {name[2] or name[3]: name[1] for name in names if name}
     for rank, (namespace, usual, name) in enumerate(_XMP_TIMES, 10):
@@ -1907,10 +1925,11 @@ def _xmp(packet: bytes, draft: _Draft) -> None:
 
 
 _IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
+_datasets = _labelled(">3sH")  # number and size (IIM 4.2, section 1.5)
 
 
 def _resource_header(block: _Span, at: int) -> _Header:
-    """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
+    """Read an image resource of Photoshop: `8BIM`, number, name and size, padded to even."""
     signature, number, name_size = block.unpack(">4s2sB", at)
     if signature != b"8BIM":
         raise EOFError
@@ -1922,17 +1941,8 @@ def _resource_header(block: _Span, at: int) -> _Header:
 _resources = functools.partial(_Parts, _resource_header)
 
 
-def _dataset_header(iptc: _Span, at: int) -> _Header:
-    """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
-    name, size = iptc.unpack(">3sH", at)
-    return name, at + 5, at + 5 + size, at + 5 + size
-
-
-_datasets = functools.partial(_Parts, _dataset_header)
-
-
 def _iptc(record: _Span, draft: _Draft) -> None:
-    """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
+    """Note the date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
     date = _datasets(record)[_IPTC_DATE].peek(0, 8)
     clock = _datasets(record)[_IPTC_TIME].peek(0, 11)
     written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
@@ -1941,7 +1951,7 @@ def _iptc(record: _Span, draft: _Draft) -> None:
 
 
 def _metadata(block: _Span, draft: _Draft) -> None:
-    """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
+    """Note EXIF, XMP or IPTC, with whatever prefix its container gives it."""
     start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.peek(0, 64))
     if start and start[0] == b"8BIM":
         _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
@@ -1954,14 +1964,14 @@ def _metadata(block: _Span, draft: _Draft) -> None:
             _exif(block.part(start.start()), draft)
 
 
-# -- Pictures
+# -- Pictures ----------------------------------------------------------------------------
 
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def _jpeg_header(jpeg: _Span, at: int) -> _Header:
-    """A marker and its segment (ITU-T T.81, B.1); browsers skip stray bytes before it, too."""
+    """Read a marker and its segment (ITU-T T.81, B.1); stray bytes before it are skipped."""
     marker = _JPEG_MARKER.search(jpeg.peek(at, 512))
     if marker is None:
         raise EOFError
@@ -1971,7 +1981,7 @@ def _jpeg_header(jpeg: _Span, at: int) -> _Header:
 
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
-    """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
+    """Note segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
     for marker, segment in _Parts(_jpeg_header, jpeg.part(2)):
         if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
@@ -1982,15 +1992,12 @@ def _jpeg(jpeg: _Span, draft: _Draft) -> None:
             return
 
 
-def _png_header(png: _Span, at: int) -> _Header:
-    """PNG third edition, section 5.3: length, kind, content and a CRC of 4 bytes."""
-    length, kind = png.unpack(">I4s", at)
-    return kind, at + 8, at + 8 + length, at + 12 + length
+_png_chunks = _labelled(">I4s", behind=4)  # a CRC (PNG third edition, section 5.3)
 
 
 def _png(png: _Span, draft: _Draft) -> None:
-    """All chunks, those after the pixels too."""
-    for kind, chunk in _Parts(_png_header, png.part(8)):
+    """Note all chunks, those after the pixels too."""
+    for kind, chunk in _png_chunks(png.part(8)):
         if kind == b"IHDR":
             draft.note_size(*chunk.unpack(">II", 0))
         elif kind == b"acTL":
@@ -2010,7 +2017,7 @@ _PNG_PROFILES = (
 
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
-    """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
+    """Note times and packed EXIF, XMP or IPTC among the texts (PNG third edition, 11.3.3)."""
     keyword, _, value = chunk.peek(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
@@ -2029,7 +2036,7 @@ def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
 
 
 def _gif(gif: _Span, draft: _Draft) -> None:
-    """The screen's size, and the sum of the frames' delays if all of it is within reach."""
+    """Note the screen's size, and the sum of the frames' delays if all of it is within reach."""
     width, height, flags = gif.unpack("<HHB", 6)
     draft.note_size(width, height)
     data, at = gif.peek(0, MAX_GIF_BYTES), 13 + _gif_colours(flags)
@@ -2055,19 +2062,19 @@ def _gif(gif: _Span, draft: _Draft) -> None:
 
 
 def _gif_colours(flags: int) -> int:
-    """The bytes of a table of colours, if there is one."""
+    """Return the bytes of a table of colours, if there is one."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _bmp(bmp: _Span, draft: _Draft) -> None:
-    """Core headers (12 bytes) count in 16 bits; a negative height is a picture from the top."""
+    """Note the size; core headers (12 bytes) have 16 bits, a negative height is from the top."""
     (header,) = bmp.unpack("<I", 14)
     width, height = bmp.unpack("<HH" if header == 12 else "<ii", 18)
     draft.note_size(width, abs(height))
 
 
 def _ico(ico: _Span, draft: _Draft) -> None:
-    """The first picture of an icon; 0 stands for 256."""
+    """Note the size of the first picture of an icon; 0 stands for 256."""
     width, height = ico.unpack("<BB", 6)
     draft.note_size(width or 256, height or 256)
 
@@ -2084,7 +2091,7 @@ _SVG_LENGTH = re.compile(rb"\s*(\d{1,9}(?:\.\d*)?|\.\d+)([a-z]*)\s*")
 
 
 def _svg_root(head: bytes) -> re.Match[bytes] | None:
-    """The svg tag, if an SVG document starts here: nothing but a prolog may come before it."""
+    """Return the svg tag, if an SVG document starts here: only a prolog may come before it."""
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head[: len(head) & ~1].decode("utf-16", "replace").encode()
     at = 3 if head.startswith(b"\xef\xbb\xbf") else 0
@@ -2094,7 +2101,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 
 
 def _svg(svg: _Span, draft: _Draft) -> None:
-    """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
+    """Note width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     attributes: dict[bytes, bytes] = {}
     attribute = _svg_root(svg.peek(0, 16 * HEAD_BYTES))
     while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
@@ -2114,7 +2121,7 @@ _JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1)
 
 
 def _jxl_codestream(head: bytes, draft: _Draft) -> None:
-    """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
+    """Note SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
     bits = int.from_bytes(head[2:], "little")
 
     def read_uint(count: int) -> int:
@@ -2134,7 +2141,7 @@ def _jxl_codestream(head: bytes, draft: _Draft) -> None:
 
 
 def _jxl(jxl: _Span, draft: _Draft) -> None:
-    """A bare codestream, or boxes: `jxlc` is one, `jxlp` a numbered piece of one."""
+    """Note what a bare codestream says, or boxes: `jxlc` is one, `jxlp` a numbered piece."""
     if jxl.read(0, 2) == b"\xff\x0a":
         return _jxl_codestream(jxl.peek(0, 32), draft)
     for kind, box in _boxes(jxl):
@@ -2156,18 +2163,18 @@ def _jp2(jp2: _Span, draft: _Draft) -> None:
 
 
 def _j2c(j2c: _Span, draft: _Draft) -> None:
-    """A bare JPEG 2000 codestream: SIZ has the grid and where the picture begins on it."""
+    """Note the size in a bare JPEG 2000 codestream: SIZ has the grid and what of it is shown."""
     right, bottom, left, top = j2c.unpack(">IIII", 8)
     draft.note_size(right - left, bottom - top)
 
 
 def _raf(raf: _Span, draft: _Draft) -> None:
-    """Fujifilm's raw file carries a JPEG with everything that is known."""
+    """Note what the JPEG within Fujifilm's raw file says, which is all that is known."""
     start, length = raf.unpack(">II", 84)
     _jpeg(raf.part(start, start + length), draft)
 
 
-# -- ISO base media files: MP4, QuickTime, HEIF, AVIF, Canon raw (ISO 14496-12, 23008-12)
+# -- ISO base media: MP4, QuickTime, HEIF, AVIF, CR3 (ISO 14496-12, 23008-12) ------------
 
 _BRANDS = {  # major brand, or its first characters, and the extension
     b"qt  ": "mov", b"M4A ": "m4a", b"M4B ": "m4b", b"M4P ": "m4a", b"F4A ": "m4a",
@@ -2186,7 +2193,7 @@ _UPSIDE_DOWN, _LEFT_TO_RIGHT = (0, 4, 3, 2, 1, 8, 7, 6, 5), (0, 2, 1, 4, 3, 6, 5
 
 
 def _box_header(span: _Span, at: int) -> _Header:
-    """Size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all that is left."""
+    """Read size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all there is."""
     size, kind = span.unpack(">I4s", at)
     start = at + 8
     if size == 1:
@@ -2231,7 +2238,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
-    """What the index of a video says; its tracks' handlers return: `vide`, `soun`, ..."""
+    """Note what the index of a video says; return its tracks' handlers: `vide`, `soun`, ..."""
     handlers = set()
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
@@ -2255,7 +2262,7 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
 
 
 def _clock(box: _Span) -> tuple[int, int, int]:
-    """Time of making, units a second, length in units: `mvhd` and `mdhd` (ISO 14496-12, 8.2.2)."""
+    """Return time of making, units a second, length in units (`mvhd`, `mdhd`: 14496-12, 8.2.2)."""
     wide = box.read(0, 1) == b"\1"  # version 1 of a box has wider times than version 0
     made, _, scale, units = box.unpack(">QQIQ" if wide else ">IIII", 4)
     return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
@@ -2309,7 +2316,7 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
-    """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
+    """Note values in `ilst` by four letters, or by a number in `keys` (QuickTime, Metadata)."""
     bare = meta.peek(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
@@ -2322,7 +2329,7 @@ def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
-    """When the longest track of a video's last fragment ends (ISO 14496-12, section 8.8)."""
+    """Return when the longest track of the last fragment ends (ISO 14496-12, section 8.8)."""
     scales = {}
     for track in map(_boxes, _boxes(moov).all(b"trak")):
         (number,) = track[b"tkhd"].unpack(">I", 20 if track[b"tkhd"].read(0, 1) == b"\1" else 12)
@@ -2373,7 +2380,7 @@ def _segment_index_end(sidx: _Span) -> float:
 
 
 def _run_units(trun: _Span, usual: int) -> int:
-    """The length of a run of samples: each says its own or all have the usual one."""
+    """Return the length of a run of samples: each says its own or all have the usual one."""
     flags, count = trun.unpack(">II", 0)
     if not flags & 0x100:
         return int(count * usual)
@@ -2384,7 +2391,7 @@ def _run_units(trun: _Span, usual: int) -> int:
 
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
-    """The primary item's size and turns from its properties; EXIF from the Exif item."""
+    """Note the primary item's size and turns from its properties; EXIF from the Exif item."""
     boxes = _boxes(meta.part(4))
     primary = boxes[b"pitm"].part(4).number()
     properties = _boxes(boxes[b"iprp"])
@@ -2414,7 +2421,7 @@ def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
 
 
 def _heif_links(ipma: _Span, item: int) -> list[int]:
-    """The numbers, from 1 on, of an item's properties (ISO 23008-12, section 9.3)."""
+    """Return the numbers, from 1 on, of an item's properties (ISO 23008-12, section 9.3)."""
     version, flags = ipma.unpack(">B2xB", 0)
     table, wide = ipma.part(4), flags & 1
     for _ in range(table.read_uint(4)):
@@ -2443,7 +2450,7 @@ def _heif_extents(file: _Span, boxes: _Parts) -> Iterator[tuple[int, list[_Span]
         yield number, extents
 
 
-# -- Matroska and WebM (RFC 8794, RFC 9559)
+# -- Matroska and WebM (RFC 8794, RFC 9559) ----------------------------------------------
 
 _EBML, _DOC_TYPE, _SEGMENT, _CLUSTER, _SEEK_HEAD, _SEEK_ID, _SEEK_POSITION = map(bytes.fromhex, (
     "1A45DFA3", "4282", "18538067", "1F43B675", "114D9B74", "53AB", "53AC"))  # fmt: skip
@@ -2457,7 +2464,7 @@ _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
 def _element_header(span: _Span, at: int) -> _Header:
-    """Id and size, each as long as the zero bits it starts with say (RFC 8794, section 4)."""
+    """Read id and size, each as long as the zero bits it starts with say (RFC 8794, section 4)."""
     label = span.read(at, 9 - span.read(at, 1)[0].bit_length())
     if label == _CLUSTER:  # audio and video from here on
         raise EOFError
@@ -2497,7 +2504,7 @@ def _matroska(file: _Span, draft: _Draft) -> None:
 
 
 def _master(top: _Parts, label: bytes) -> _Span:
-    """An element of the segment, which stands before the clusters or is in the seek head."""
+    """Return an element of the segment, which is before the clusters or in the seek head."""
     segment = top[_SEGMENT]
     for _, seek in _elements(_elements(segment)[_SEEK_HEAD]):
         entry = _elements(seek)
@@ -2506,20 +2513,14 @@ def _master(top: _Parts, label: bytes) -> _Span:
     return _elements(segment)[label]
 
 
-# -- RIFF and IFF: WebP, AVI, WAV, AIFF
+# -- RIFF and IFF: WebP, AVI, WAV, AIFF --------------------------------------------------
 
-
-def _chunk_header(span: _Span, at: int, layout: str = "<4sI") -> _Header:
-    kind, size = span.unpack(layout, at)
-    return kind, at + 8, at + 8 + size, at + 8 + size + (size & 1)
-
-
-_chunks = functools.partial(_Parts, _chunk_header)
-_iff_chunks = functools.partial(_Parts, functools.partial(_chunk_header, layout=">4sI"))
+_chunks = _labelled("<4sI", align=2)
+_iff_chunks = _labelled(">4sI", align=2)
 
 
 def _webp(webp: _Span, draft: _Draft) -> None:
-    """The canvas of VP8X, else the frame header's size (RFC 9649)."""
+    """Note the canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
     for kind, chunk in _chunks(webp.part(12)):
         if kind == b"VP8X":
@@ -2539,7 +2540,7 @@ def _webp(webp: _Span, draft: _Draft) -> None:
 
 
 def _avi(avi: _Span, draft: _Draft) -> None:
-    """`avih` has the size, the first video stream's `strh` the length, IDIT the time."""
+    """Note size by `avih`, length by the first video stream's `strh`, time by IDIT."""
     frame_time = frames = 0
     for kind, chunk in _chunks(_chunks(avi.part(12))[b"LIST"].part(4)):  # `hdrl` is the first
         if kind == b"avih":
@@ -2555,7 +2556,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second, or samples over their rate where packed audio tells these.
+    """Note the length: bytes over bytes a second, or samples over their rate where these are told.
 
     In RF64 the real length is in `ds64` (EBU Tech 3306).
     """
@@ -2580,13 +2581,13 @@ def _wav(wav: _Span, draft: _Draft) -> None:
 
 
 def _aiff(aiff: _Span, draft: _Draft) -> None:
-    """Frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
+    """Note frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
     common = _iff_chunks(aiff.part(12))[b"COMM"]
     frames, exponent, mantissa = common.unpack(">I2xHQ", 2)
     draft.note(duration=frames / math.ldexp(mantissa, exponent - 16383 - 63))
 
 
-# -- Ogg (RFC 3533)
+# -- Ogg (RFC 3533) ----------------------------------------------------------------------
 
 _OGG_PAGE = re.compile(rb"(?s)OggS\0(.)(.{8})(.{4}).{8}(.)")  # flags, granules, stream, segments
 
@@ -2610,7 +2611,7 @@ class _OggStream(NamedTuple):
 
 
 def _ogg(ogg: _Span, draft: _Draft) -> None:
-    """Codecs and beginnings from the first pages, the ends from the last ones that are whole."""
+    """Note codecs and beginnings from the first pages, the ends from the last whole ones."""
     streams, starts, ends = dict[bytes, _OggStream | None](), dict[bytes, float](), [0.0]
     head = ogg.peek(0, STREAM_SAMPLE_BYTES)
     tail = ogg.part(ogg.size - STREAM_SAMPLE_BYTES).peek(0, STREAM_SAMPLE_BYTES)
@@ -2642,7 +2643,7 @@ def _ogg_pages(data: bytes) -> Iterator[_OggPage]:
 
 
 def _ogg_time(stream: _OggStream, page: _OggPage) -> float:
-    """Seconds from a stream's zero to the end of a page."""
+    """Return seconds from a stream's zero to the end of a page."""
     second = page.granules & (1 << stream.shift) - 1
     return ((page.granules >> stream.shift) + second - stream.skipped) / stream.rate
 
@@ -2669,7 +2670,7 @@ def _ogg_stream(head: bytes, draft: _Draft) -> _OggStream | None:
 
 
 def _opus_packet(packet: bytes) -> int:
-    """The samples of an Opus packet at 48 kHz (RFC 6716, section 3.1)."""
+    """Return the samples of an Opus packet at 48 kHz (RFC 6716, section 3.1)."""
     mode, code = packet[0] >> 3, packet[0] & 3
     if mode < 12:
         frame = (480, 960, 1920, 2880)[mode & 3]
@@ -2678,11 +2679,11 @@ def _opus_packet(packet: bytes) -> int:
     return frame * (packet[1] & 63 if code == 3 else (code + 3) // 2)
 
 
-# -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
+# -- Audio: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it ----------------------
 
 
 def _flac(flac: _Span, draft: _Draft) -> None:
-    """STREAMINFO: 20 bits of rate, 36 bits of samples (RFC 9639, section 8.2)."""
+    """Note the length: STREAMINFO has 20 bits of rate, 36 of samples (RFC 9639, section 8.2)."""
     (bits,) = flac.unpack(">Q", 18)
     draft.note(duration=(bits & (1 << 36) - 1) / (bits >> 44))
 
@@ -2706,7 +2707,7 @@ _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12
 
 
 def _frame(data: bytes, at: int) -> _Frame | None:
-    """An MPEG audio header, layers II and III (ISO 11172-3, section 2.4.1.3)."""
+    """Return an MPEG audio header, layers II and III (ISO 11172-3, section 2.4.1.3)."""
     header = int.from_bytes(data[at : at + 4], "big")
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     bitrate, rate = header >> 12 & 15, header >> 10 & 3
@@ -2723,7 +2724,7 @@ def _frame(data: bytes, at: int) -> _Frame | None:
 
 
 def _adts_frame(head: bytes) -> _Frame | None:
-    """An ADTS header of AAC (ISO 14496-3, section 1.A.2.2)."""
+    """Return an ADTS header of AAC (ISO 14496-3, section 1.A.2.2)."""
     header = int.from_bytes(head.ljust(7, b"\0"), "big")
     length, rate = header >> 13 & 0x1FFF, header >> 34 & 15
     if header >> 44 != 0xFFF or rate >= len(_ADTS_RATES) or length < 7:
@@ -2732,7 +2733,7 @@ def _adts_frame(head: bytes) -> _Frame | None:
 
 
 def _first_frame(data: bytes, audio: _Span | None = None) -> tuple[int, _Frame] | None:
-    """The first frame that another of its kind follows: one alone may be an accident."""
+    """Return the first frame that another of its kind follows: one alone may be an accident."""
     for match in re.finditer(rb"\xff(?=[\xe0-\xff])", data[:MAX_SYNC_BYTES]):
         if audio:
             audio.charge(4 * STEP_COST)
@@ -2744,7 +2745,7 @@ def _first_frame(data: bytes, audio: _Span | None = None) -> tuple[int, _Frame] 
 
 
 def _mpeg_audio(file: _Span, draft: _Draft) -> None:
-    """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
+    """Note the length by the count of a Xing or VBRI tag, else by the mean size of some frames."""
     audio = _behind_id3(file)
     if audio.peek(0, 4) == b"fLaC":
         draft.extension = "flac"
@@ -2779,7 +2780,7 @@ def _count_frames(audio: _Span) -> float:
 
 
 def _tags_behind(file: _Span) -> int:
-    """The bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
+    """Return the bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
     size = 128 if file.part(file.size - 128).peek(0, 3) == b"TAG" else 0
     footer = file.part(file.size - size - 10, file.size - size).peek(0, 10)
     if footer[:3] == b"3DI":  # ID3v2.4, section 3.4: a tag with a footer has a header as well
@@ -2792,7 +2793,7 @@ def _tags_behind(file: _Span) -> int:
 
 
 def _behind_id3(file: _Span) -> _Span:
-    """What ID3v2 tags leave (ID3v2.4 section 3.1)."""
+    """Return what ID3v2 tags leave (ID3v2.4 section 3.1)."""
     while file.peek(0, 3) == b"ID3":
         header = file.read(0, 10)
         file = file.part(10 + _id3_size(header) + (10 if header[5] & 0x10 else 0))
@@ -2800,7 +2801,7 @@ def _behind_id3(file: _Span) -> _Span:
 
 
 def _id3_size(header: bytes) -> int:
-    """The size in a tag's header or footer, of which each byte has 7 bits."""
+    """Return the size in a tag's header or footer, of which each byte has 7 bits."""
     a, b, c, d = header[6:10]
     return a << 21 | b << 14 | c << 7 | d
 
@@ -2810,7 +2811,7 @@ _AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
 
 
 def _amr(amr: _Span, draft: _Draft) -> None:
-    """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
+    """Note the length: frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
     wide = amr.read(5, 1) == b"-"
     audio, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
     data, at, count = audio.peek(0, STREAM_SAMPLE_BYTES), 0, 0
@@ -2819,7 +2820,7 @@ def _amr(amr: _Span, draft: _Draft) -> None:
     draft.note(duration=audio.size / at * count / 50)
 
 
-# -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
+# -- MPEG program and transport streams (ISO 13818-1), MPEG-2, H.264, HEVC ---------------
 
 _PES_TIME = re.compile(  # stream, packet's length, a PTS of 5 bytes as MPEG-2 or MPEG-1 puts it
     rb"\0\0\x01([\xbd\xc0-\xef])(..)(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
@@ -2848,7 +2849,7 @@ def _mpeg_ts(file: _Span, draft: _Draft) -> None:
 
 
 def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
-    """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
+    """Return the payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
     data = file.peek(start, length)
     file.charge(STEP_COST * len(data) // size)
     streams: dict[int, bytearray] = {}
@@ -2862,7 +2863,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
 
 
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
-    """Size and date from the start, the length from the times at both ends."""
+    """Note size and date from the start, the length from the times at both ends."""
     if start := _VIDEO_START.search(head):
         _mpeg_video(start, head[start.end() : start.end() + 256], draft)
     _avchd_time(head, draft)
@@ -2877,7 +2878,7 @@ def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
 
 
 def _pes_times(data: bytes) -> dict[bytes, list[int]]:
-    """Presentation times in units of 1/90,000 s, by stream."""
+    """Return presentation times in units of 1/90,000 s, by stream."""
     times: dict[bytes, list[int]] = {}
     for match in _PES_TIME.finditer(data):
         stream, length, new, old = match.groups()
@@ -2890,13 +2891,13 @@ def _pes_times(data: bytes) -> dict[bytes, list[int]]:
 
 
 def _frame_gap(clocks: list[int]) -> int:
-    """How long the last frame stays: as long as the shortest one before it."""
+    """Return how long the last frame stays: as long as the shortest one before it."""
     clocks = sorted(clocks)
     return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
 
 
 def _mpeg_video(start: re.Match[bytes], data: bytes, draft: _Draft) -> None:
-    """Size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
+    """Note size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
     mpeg2, hevc = start.groups()
     if mpeg2:
         sides = int.from_bytes(data[:3], "big")
@@ -2918,7 +2919,7 @@ class _Bits:
         return self._bits >> self._left & (1 << count) - 1
 
     def golomb(self) -> int:
-        """An Exp-Golomb number (section 9.1)."""
+        """Return an Exp-Golomb number (section 9.1)."""
         zeros = 0
         while not self.read_uint(1):
             zeros += 1
@@ -2930,7 +2931,7 @@ class _Bits:
 
 
 def _h264_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
+    """Return width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
     profile, bits = data[0], _Bits(data[3:])
     bits.golomb()
     chroma, separate = 1, 0
@@ -2960,7 +2961,7 @@ def _h264_size(data: bytes) -> tuple[int, int]:
 
 
 def _hevc_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
+    """Return width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
     bits = _Bits(data)
     bits.read_uint(4)
     layers = bits.read_uint(3)
@@ -2978,7 +2979,7 @@ def _hevc_size(data: bytes) -> tuple[int, int]:
 
 
 def _crop(bits: _Bits, chroma: int) -> tuple[int, int]:
-    """Width and height of what is not shown; it counts in the coarser chroma samples."""
+    """Return width and height of what is not shown; it counts in the coarser chroma samples."""
     left, right, top, bottom = (bits.golomb() for _ in range(4)) if bits.read_uint(1) else [0] * 4
     return (left + right) * (1 + (chroma in (1, 2))), (top + bottom) * (1 + (chroma == 1))
 
@@ -2992,7 +2993,7 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
 
 
 def _avchd_time(head: bytes, draft: _Draft) -> None:
-    """The time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
+    """Note the time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
     _, found, notes = head.replace(b"\0\0\3", b"\0\0").partition(_AVCHD_NOTES)
     if found and (match := _AVCHD_TIME.search(notes[:MAX_NOTE_BYTES])):
         zone = match[1][0]
@@ -3001,26 +3002,19 @@ def _avchd_time(head: bytes, draft: _Draft) -> None:
         draft.note_written_time(5, "container", b"%b-%b-%b %b:%b:%b" % (*parts,), offset)
 
 
-# -- ASF and Flash video
+# -- ASF and Flash video -----------------------------------------------------------------
 
 _ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
 _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 _ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
 _ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
-
-
-def _asf_header(asf: _Span, at: int) -> _Header:
-    """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
-    name, size = asf.unpack("<16sQ", at)
-    return name, at + 24, at + size, at + size
+_objects = _labelled("<16sQ", whole=True)  # by their GUID (ASF specification 1.20, section 2.1)
 
 
 def _asf(asf: _Span, draft: _Draft) -> None:
-    """The header object's parts: a file with a video stream is WMV, else WMA."""
-    _, start, end, _ = _asf_header(asf, 0)
-    header = asf.part(start, end)
-    for name, part in _Parts(_asf_header, header.part(6)):
+    """Note the header object's parts: a file with a video stream is WMV, else WMA."""
+    for name, part in _objects(_objects(asf)[_ASF].part(6)):
         if name == _ASF_FILE:
             made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
             draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
@@ -3035,7 +3029,7 @@ _FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
 
 
 def _flv(flv: _Span, draft: _Draft) -> None:
-    """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
+    """Note numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
     notes = flv.peek(0, STREAM_SAMPLE_BYTES)
     found = {
         name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
@@ -3050,7 +3044,7 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
-# -- Media without what they say of their making ---------------------------------------------
+# -- Media without what they say of their making -----------------------------------------
 # What shows a picture or a video stays as it is and where it is, its colours and how it stands
 # too. Everything else, known here or not, is overwritten with zeros as it is sent, so that ranges
 # of it can be read; what follows the end of a picture is left out.
@@ -3097,22 +3091,27 @@ def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
     # All of a JPEG is read: only its end tells where that is.
     budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
     try:
-        exif = _bare_exif(facts.orientation) if facts.orientation != 1 else b""
+        exif = [_bare_exif(facts.orientation)] if facts.orientation != 1 else []
         return PATCHERS[facts.extension](_Span(_Source(b"", file, [budget]), 0, size), exif)
     except _BROKEN as error:
         raise ValueError("a broken file") from error
 
 
+def _fitting(exif: list[bytes], size: int) -> bytes:
+    """Take the EXIF, which is written once, if there is room for it; else return nothing."""
+    return exif.pop() if exif and len(exif[0]) <= size else b""
+
+
 def _bare_exif(orientation: int) -> bytes:
-    """EXIF that says how a picture stands, and nothing else."""
+    """Return EXIF that says how a picture stands, and nothing else."""
     entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
-def _jpeg_patches(jpeg: _Span, exif: bytes) -> _Patches:
-    """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
+def _jpeg_patches(jpeg: _Span, exif: list[bytes]) -> _Patches:
+    """Overwrite EXIF, XMP, IPTC, comments and makers' segments, up to the picture's end."""
     patches, marker, at = list[Patch](), b"", 2
-    exif = exif and b"Exif\0\0" + exif
+    exif = [b"Exif\0\0" + each for each in exif]
     while True:
         in_scan, start = marker == b"\xda", at
         at = _find_marker(jpeg, at, STRIP_BLOCK if in_scan else 16)
@@ -3126,8 +3125,7 @@ def _jpeg_patches(jpeg: _Span, exif: bytes) -> _Patches:
         start += 12 * (marker == b"\xe0" and head.startswith(b"JFIF\0"))  # before its thumbnail
         is_shown = b"\xc0" <= marker <= b"\xdf" or head.startswith(JPEG_SHOWN.get(marker, ()))
         if start < at and not is_shown:
-            content = exif if marker == b"\xe1" and at - start >= len(exif) else b""
-            exif = b"" if content else exif
+            content = _fitting(exif, at - start) if marker == b"\xe1" else b""
             patches.append(Patch(start, at, content))
 
 
@@ -3140,16 +3138,15 @@ def _find_marker(jpeg: _Span, at: int, length: int) -> int:
     raise EOFError
 
 
-def _png_patches(png: _Span, exif: bytes) -> _Patches:
-    """All chunks that do not show the picture."""
+def _png_patches(png: _Span, exif: list[bytes]) -> _Patches:
+    """Overwrite all chunks that do not show the picture."""
     patches = list[Patch]()
-    for kind, chunk in _Parts(_png_header, png.part(8)):
+    for kind, chunk in _png_chunks(png.part(8)):
         end = chunk.start + chunk.size
         if kind == b"IEND":
             return patches, end + 4
         if kind not in PNG_SHOWN:
-            content = exif if chunk.size >= len(exif) else b""
-            exif = b"" if content else exif
+            content = _fitting(exif, chunk.size)
             content = (b"eXIf" if content else b"noNe") + content
             check, zeros = zlib.crc32(content), chunk.size + 4 - len(content)
             for at in range(0, zeros, STRIP_BLOCK):
@@ -3159,14 +3156,16 @@ def _png_patches(png: _Span, exif: bytes) -> _Patches:
     raise ValueError("the picture has no end")
 
 
-def _webp_patches(webp: _Span, exif: bytes) -> _Patches:
-    """All chunks that do not show the picture, and the flags that tell of them."""
+def _webp_patches(webp: _Span, exif: list[bytes]) -> _Patches:
+    """Overwrite all chunks that do not show the picture, and the flags that tell of them."""
     (size,) = webp.unpack("<I", 4)
     chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
     return list(chunks), min(webp.size, 8 + size)
 
 
-def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> Iterator[Patch]:
+def _hide_chunks(
+    span: _Span, exif: list[bytes], frames: Set[bytes] = frozenset()
+) -> Iterator[Patch]:
     """Make unknown chunks of those in a WebP, or in one of its frames, that do not show it."""
     end = span.start
     for kind, chunk in _chunks(span):
@@ -3175,10 +3174,9 @@ def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> 
             flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * bool(exif)
             yield Patch(start, start + 1, bytes([flags]))
         elif kind in frames:
-            yield from _hide_chunks(chunk.part(16), b"")
+            yield from _hide_chunks(chunk.part(16), [])
         elif kind not in WEBP_SHOWN:
-            content = exif if chunk.size >= len(exif) else b""
-            exif = b"" if content else exif
+            content = _fitting(exif, chunk.size)
             yield Patch(start - 8, start - 4, b"EXIF" if content else b"none")
             if chunk.size:
                 yield Patch(start, end, content)
@@ -3385,13 +3383,13 @@ def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int
 _ISO_EXTENSIONS = (
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 )  # fmt: skip
-PATCHERS: Mapping[str, Callable[[_Span, bytes], _Patches]] = {  # by extension
+PATCHERS: Mapping[str, Callable[[_Span, list[bytes]], _Patches]] = {  # by extension
     "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
     **dict.fromkeys(_ISO_EXTENSIONS, lambda file, _: _PatchFinder(file).run()),
 }  # fmt: skip
 
 
-# -- What starts how
+# -- What starts how ---------------------------------------------------------------------
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
 _BMP_HEADER = rb"(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0"
@@ -3477,12 +3475,12 @@ _START = re.compile(b"|".join(b"(%b)" % each.start for each in _KNOWN_STARTS), r
 
 
 def formats_for(use: str) -> frozenset[str]:
-    """The extensions of the formats that have a use."""
+    """Return the extensions of the formats that have a use."""
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
 def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
-    """Extension and parser of the file that starts so."""
+    """Return extension and parser of the file that starts so."""
     if match := _START.match(head):
         known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
         assert known.parse
@@ -3528,7 +3526,26 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
 # a connection of its own. Writers queue up; whoever gets the lock commits for all who wait
 # (group commit), so that many small writes share one transaction and one fsync.
 
-SCHEMA = """
+ENTITY_STATE = """
+    version INTEGER NOT NULL,           -- from 1
+    transaction_id INTEGER NOT NULL,    -- of the write that made it
+    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
+    label TEXT,
+    description TEXT,
+    parent_id INTEGER,                  -- the collection it is in
+    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
+    added REAL NOT NULL,                -- Unix seconds: of version 1
+    updated REAL NOT NULL,              -- and of this one
+    path TEXT,                          -- of its content in the entities folder
+    sha256 TEXT REFERENCES asset,       -- null: a collection
+    kind TEXT,                          -- these three are the asset's, for the indexes
+    mime_type TEXT,
+    extension TEXT,
+    search TEXT NOT NULL                -- label and description, folded
+"""
+IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
+    AND instr(substr(path, 7), x'2f') = 0"""  # files directly in media/
+SCHEMA = f"""
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -3567,12 +3584,9 @@ CREATE TABLE file (                 -- where content lies
 ) WITHOUT ROWID;
 CREATE INDEX file_by_content ON file (sha256, root, path);
 CREATE INDEX file_of_media ON file (added, path)
-    WHERE root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
-    AND instr(substr(path, 7), x'2f') = 0;  -- files directly in media/
+    WHERE {IN_MEDIA};
 CREATE INDEX asset_without_thumbnail ON asset (sha256) WHERE thumbnail IS NULL;
-"""
 
-ACCOUNTS_SCHEMA = """
 CREATE TABLE user (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- an id is never used again: tokens carry it
     email TEXT NOT NULL,            -- as given
@@ -3584,7 +3598,8 @@ CREATE TABLE user (
     password TEXT NOT NULL,         -- scrypt$n$r$p$salt$hash
     permissions TEXT NOT NULL DEFAULT '',  -- words that the owner granted
     is_active INTEGER NOT NULL DEFAULT 1,
-    created_at REAL NOT NULL        -- Unix seconds, as all times
+    created_at REAL NOT NULL,       -- Unix seconds, as all times
+    tokens_from INTEGER NOT NULL DEFAULT 0  -- older ones are refused
 );
 
 CREATE TABLE session (              -- a login and the refresh tokens that followed from it
@@ -3592,7 +3607,11 @@ CREATE TABLE session (              -- a login and the refresh tokens that follo
     user_id INTEGER NOT NULL REFERENCES user,
     jti TEXT NOT NULL,              -- of its one refresh token that is not spent
     rotated_at REAL NOT NULL,       -- when the one before was spent
-    expires_at REAL NOT NULL
+    expires_at REAL NOT NULL,
+    previous_jti TEXT,              -- spent for the good one at rotated_at
+    created_at REAL,
+    address TEXT NOT NULL DEFAULT '',  -- of the login
+    user_agent TEXT NOT NULL DEFAULT ''  -- its beginning
 ) WITHOUT ROWID;
 CREATE INDEX session_of_user ON session (user_id, expires_at);
 CREATE INDEX session_by_expiry ON session (expires_at);
@@ -3632,33 +3651,16 @@ CREATE TABLE media (
     folded TEXT NOT NULL,
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
-    is_deleted INTEGER NOT NULL DEFAULT 0
+    is_deleted INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT                     -- of the library's picture that is shown without a file
 );
 CREATE INDEX media_by_time ON media (user_id, is_deleted, created_at, id);
 CREATE INDEX media_by_type ON media (user_id, is_deleted, type, created_at, id);
 CREATE INDEX media_by_name ON media (user_id, is_deleted, name, id);
 CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
 CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
-"""
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
 
-ENTITY_STATE = """
-    version INTEGER NOT NULL,           -- from 1
-    transaction_id INTEGER NOT NULL,    -- of the write that made it
-    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
-    label TEXT,
-    description TEXT,
-    parent_id INTEGER,                  -- the collection it is in
-    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
-    added REAL NOT NULL,                -- Unix seconds: of version 1
-    updated REAL NOT NULL,              -- and of this one
-    path TEXT,                          -- of its content in the entities folder
-    sha256 TEXT REFERENCES asset,       -- null: a collection
-    kind TEXT,                          -- these three are the asset's, for the indexes
-    mime_type TEXT,
-    extension TEXT,
-    search TEXT NOT NULL                -- label and description, folded
-"""
-ENTITY_SCHEMA = f"""
 CREATE TABLE entity (                   -- the current version of each
     id INTEGER PRIMARY KEY AUTOINCREMENT, {ENTITY_STATE});
 CREATE UNIQUE INDEX entity_by_content ON entity (sha256);
@@ -3674,45 +3676,13 @@ CREATE TABLE entity_version (           -- every version, the current one too
 ) WITHOUT ROWID;
 CREATE INDEX entity_version_by_id ON entity_version (id, version);
 CREATE INDEX entity_version_by_path ON entity_version (path, id);
-"""
 
-SESSIONS_SCHEMA = """
-ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
-ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
-ALTER TABLE session ADD COLUMN created_at REAL;
-ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
-ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
-UPDATE session SET created_at = rotated_at;
-"""
-
-# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
-# begins anywhere, so that the index after a damaged one does not pass for it.
-LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
-    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
-    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
-    for number, change in enumerate(
-        (
-            "INSERT ON file WHEN new.root = 'library'",
-            "DELETE ON file WHEN old.root = 'library'",
-            "UPDATE ON file WHEN new.root = 'library'",
-            "UPDATE OF kind, mime_type, created, created_source ON asset",
-        )
-    )
-)
-
-TOKENS_SCHEMA = """
 CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
     id TEXT PRIMARY KEY,    -- the token's jti, or the signature of a view cookie that was ended
     used INTEGER NOT NULL,  -- requests that succeeded, and those under way
     expires_at REAL NOT NULL
 ) WITHOUT ROWID;
-"""
 
-STORED_MEDIA_SCHEMA = """
-CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
-"""
-
-UPLOADS_SCHEMA = """
 CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
     id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
     owner TEXT NOT NULL,            -- who may go on with it, and in whose number it counts
@@ -3727,9 +3697,7 @@ CREATE TABLE upload (               -- one that may be resumed, or has been comp
 ) WITHOUT ROWID;
 CREATE INDEX upload_by_expiry ON upload (expires_at);
 CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
-"""
 
-SHARES_SCHEMA = """
 CREATE TABLE share (
     id TEXT PRIMARY KEY,    -- random; who knows it may see what is shared
     owner INTEGER,          -- user id; null: whoever may write here
@@ -3744,16 +3712,24 @@ CREATE TABLE share (
     expires_at REAL         -- null: never
 ) WITHOUT ROWID;
 """
+# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
+# begins anywhere, so that the index after a damaged one does not pass for it.
+SCHEMA += "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
+    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
+    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
+    for number, change in enumerate(
+        (
+            "INSERT ON file WHEN new.root = 'library'",
+            "DELETE ON file WHEN old.root = 'library'",
+            "UPDATE ON file WHEN new.root = 'library'",
+            "UPDATE OF kind, mime_type, created, created_source ON asset",
+        )
+    )
+)
 
-ALBUMS_SCHEMA = """
-ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
-"""
-
-# number n brings an index from user_version n to n + 1
-MIGRATIONS = (
-    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
-)  # fmt: skip
+INDEX_VERSION = 10
+# By user_version: what an index of that is brought to, and how. There were no releases before.
+MIGRATIONS = {0: (INDEX_VERSION, SCHEMA)}
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -3770,7 +3746,7 @@ class Asset(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Asset:
-        """From the columns of ASSET_COLUMNS."""
+        """Return the asset of the columns of ASSET_COLUMNS."""
         facts = Facts(*row[4:]) if row[4] else None
         return cls(row[0], row[1], facts, row[2], row[3])
 
@@ -3793,11 +3769,11 @@ class File(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> File:
-        """From the columns of FILE_COLUMNS."""
+        """Return the file of the columns of FILE_COLUMNS."""
         return cls(row[0], os.fsdecode(row[1]), *row[2:])
 
     def matches(self, status: os.stat_result) -> bool:
-        """Whether the file on disk is still the one that was read."""
+        """Return whether the file on disk is still the one that was read."""
         return is_same(self.root, (self.size, self.mtime_ns, self.ctime), status)
 
 
@@ -3807,12 +3783,12 @@ MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centurie
 
 
 def state_of(status: os.stat_result) -> FileState:
-    """Size, mtime_ns and ctime of a file; another state is another content."""
+    """Return size, mtime_ns and ctime of a file; another state is another content."""
     return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
-    """Whether a file is as it was.
+    """Return whether a file is as it was.
 
     Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
     also changes with owner, permissions, name and links, and then the file is read once more.
@@ -3832,8 +3808,11 @@ ASSET_COLUMNS = ", ".join(f"asset.{name}" for name in ASSET_NAMES)
 FILE_COLUMNS = ", ".join(f"file.{name}" for name in File._fields)
 FILE_WIDTH = len(File._fields)
 SELECT_LOCATED = f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
-    AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
+
+
+def located(row: Sequence[Any]) -> Located:
+    """Return the file and the asset that a row of SELECT_LOCATED has."""
+    return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
 
 
 class Entity(NamedTuple):
@@ -3854,14 +3833,14 @@ class Entity(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Entity:
-        """From the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
+        """Return the entity of the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
         asset = Asset.from_row(row[ENTITY_WIDTH:]) if row[ENTITY_WIDTH] else None
         found = cls._make((*row[:ENTITY_WIDTH], asset))
         is_collection, is_deleted = bool(found.is_collection), bool(found.is_deleted)
         return found._replace(is_collection=is_collection, is_deleted=is_deleted)
 
     def is_same(self, other: Entity) -> bool:
-        """Whether two versions say the same; `path` stands for the asset."""
+        """Return whether two versions say the same; `path` stands for the asset."""
         return self[:-1] == other[:-1]
 
 
@@ -3881,20 +3860,37 @@ class Table:
         return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
 
 
-def rows_where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
-    """Return a table with conditions on its rows, and the values of those with a placeholder."""
-    words = " AND ".join(condition for condition, _ in conditions) or "1"
-    return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
+class Rows(Table, Generic[T]):
+    """Things of one kind, of which `make` makes each from a row of `select`."""
+
+    def __init__(self, index: Index, make: Callable[[Sequence[Any]], T], select: str) -> None:
+        super().__init__(index)
+        self._make, self._select = make, select
+
+    def _all(self, rest: str, *values: Any, db: Database | None = None) -> list[T]:
+        """Return the things that `select` and the rest of its SQL find."""
+        return [*map(self._make, self._index.read(f"{self._select} {rest}", *values, db=db))]
+
+    def _first(self, rest: str, *values: Any, db: Database | None = None) -> T | None:
+        """Return the first of them, if there is one."""
+        row = self._index.read(f"{self._select} {rest}", *values, db=db).fetchone()
+        return self._make(row) if row else None
+
+
+def where_clause(*conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return what follows a table of which rows are wanted, and the conditions' values."""
+    words = " AND ".join([condition for condition, _ in conditions]) or "1"
+    return f"WHERE {words}", [value for words, value in conditions if "?" in words]
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether it is the index's file that is not what it should be."""
+    """Return whether it is the index's file that is not what it should be."""
     # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
     return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
 
 
 def reporting(method: Callable[..., T]) -> Callable[..., T]:
-    """A cursor's method that tells of damage whenever it meets some."""
+    """Return a method of a cursor that tells of damage whenever it meets some."""
 
     @functools.wraps(method)
     def call(cursor: IndexCursor, *values: Any) -> T:
@@ -3945,17 +3941,13 @@ class SpareSpace:
 
     def __init__(self, index: Path) -> None:
         self._path = index.with_name(f"{index.name}-spare")
-        self._missed_at: float | None = None
-
-    @property
-    def is_missed(self) -> bool:
-        """Return whether the space is yet to be taken again."""
-        return self._missed_at is not None
+        self.missed_at: float | None = None  # when it was given up, or was not to be had
 
     def hold(self) -> None:
-        """Take the space, unless it is held or there is too little."""
-        held = os.path.exists(self._path) or self._take()
-        self._missed_at = None if held else time.monotonic()
+        """Take the space, unless it is held, there is too little, or was a moment ago."""
+        now = time.monotonic()
+        if self.missed_at is None or now > self.missed_at + SPARE_SECONDS:
+            self.missed_at = None if os.path.exists(self._path) or self._take() else now
 
     def _take(self) -> bool:
         try:
@@ -3972,22 +3964,17 @@ class SpareSpace:
         return False
 
     def give_up(self) -> bool:
-        """Let the index have the space; whether it was held."""
-        self._missed_at = time.monotonic()
+        """Let the index have the space; return whether it was held."""
+        self.missed_at = time.monotonic()
         try:
             self._path.unlink()
         except OSError:
             return False
         return True
 
-    def hold_again(self) -> None:
-        """Take the space that was given up, if that is some time ago and there is enough."""
-        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
-            self.hold()
-
 
 def allocate(file: io.FileIO, size: int) -> bool:
-    """Have the disk set so many bytes aside for a file; whether it has."""
+    """Have the disk set so many bytes aside for a file; return whether it has."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -4000,14 +3987,12 @@ def allocate(file: io.FileIO, size: int) -> bool:
 class Change:
     """A write that waits for its commit."""
 
-    __slots__ = ("apply", "done", "durable", "error", "result")
+    done = False
+    result: Any = None
+    error: BaseException | None = None
 
     def __init__(self, apply: Callable[[Database], Any], durable: bool) -> None:
-        self.apply = apply
-        self.durable = durable
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+        self.apply, self.durable = apply, durable
 
 
 MAX_COUNTS = 100  # kept by a thread
@@ -4030,18 +4015,18 @@ class Index:
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
-        self.files = Files(self)
-        self.users = Users(self)
-        self.sessions = Sessions(self)
+        self.files = Files(self, located, SELECT_LOCATED)
+        self.users = Users(self, User._make, f"SELECT {USER_COLUMNS} FROM user")
+        self.sessions = Sessions(self, Session._make, f"SELECT {SESSION_COLUMNS} FROM session")
         self.failures = Failures(self)
         self.token_uses = TokenUses(self)
-        self.shares = ShareLinks(self)
+        self.shares = ShareLinks(self, Share._make, "SELECT * FROM share")
         self.collections = OwnedTable(self, "collection", Collection)
         self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
-        self.trash = Trash(self)
+        self.trash = Trash(self, Trashed._make, f"SELECT * FROM ({TRASHED})")
         self.albums = Albums(self)
-        self.uploads = Uploads(self)
+        self.uploads = Uploads(self, OpenUpload._make, "SELECT * FROM upload")
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
@@ -4055,8 +4040,10 @@ class Index:
         cursor.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
-    def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        """Run a SELECT on this thread's own connection."""
+    def read(self, sql: str, *values: Any, db: Database | None = None) -> sqlite3.Cursor:
+        """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
+        if db is not None:
+            return db.execute(sql, values)
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
@@ -4068,19 +4055,20 @@ class Index:
     def count(self, rows: str, *values: Any) -> int:
         """Return how many rows there are; they are counted again once anything was written."""
         # https://www.sqlite.org/pragma.html#pragma_data_version: of this thread's own connection
-        version = self.read("PRAGMA data_version").fetchone()[0]
+        version = self.value("PRAGMA data_version")
         counts: dict[Any, tuple[int, int]] = self._local.counts
         known, count = counts.get((rows, values), (None, 0))
         if known != version:
-            count = self.read(f"SELECT count(*) FROM {rows}", *values).fetchone()[0]
+            count = self.value(f"SELECT count(*) FROM {rows}", *values)
             if len(counts) >= MAX_COUNTS:
                 counts.clear()
             counts[rows, values] = version, count
         return count
 
-    def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
-        """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
-        return self.read(sql, *values) if db is None else db.execute(sql, values)
+    def value(self, sql: str, *values: Any, db: Database | None = None) -> Any:
+        """Return the first column of the first row of a SELECT; None if there is no row."""
+        row = self.read(sql, *values, db=db).fetchone()
+        return row[0] if row else None
 
     def write(self, apply: Callable[[Database], T], durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
@@ -4107,9 +4095,9 @@ class Index:
             self.spare.give_up()
             self._fold_in()
             self._commit(unwritten)
-        if self.spare.is_missed:
+        if self.spare.missed_at is not None:
             self._fold_in()
-            self.spare.hold_again()
+            self.spare.hold()
 
     def _fold_in(self) -> None:
         """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
@@ -4176,12 +4164,12 @@ class Index:
     def check(self) -> None:
         """Look for damage in an index that was too large for that at its opening."""
         if self.path.stat().st_size > CHECK_BYTES:
-            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            problem = self.value("PRAGMA quick_check(1)")
             if problem != "ok":
                 self.report_damage(problem)
 
     def count_rows(self) -> tuple[int, ...]:
-        """How many assets, files, accounts, media records and entities there are."""
+        """Return how many assets, files, accounts, media records and entities there are."""
         tables = ("asset", "file", "user", "media", "entity")
         counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
         row: tuple[int, ...] = self.read(f"SELECT {counts}").fetchone()
@@ -4189,8 +4177,8 @@ class Index:
 
     def get_meta(self, key: str) -> str | None:
         """Return what is noted under a key, if anything is."""
-        row = self.read("SELECT value FROM meta WHERE key = ?", key).fetchone()
-        return row[0] if row else None
+        found: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
+        return found
 
     def set_meta(self, key: str, value: str) -> None:
         """Note something under a key."""
@@ -4198,7 +4186,7 @@ class Index:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    """Return whether it is the disk that had no room (SQLITE_FULL)."""
     return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
 
 
@@ -4209,11 +4197,16 @@ def replace_index(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
+def placeholders(values: Sequence[Any]) -> str:
+    """Return a question mark for each of the values, for a list in SQL."""
+    return ", ".join("?" * len(values))
+
+
 class Assets(Table):
     """Contents and what is known of them."""
 
     def count_by_kind(self) -> list[tuple[str, int, int]]:
-        """Number and bytes of the contents of each kind."""
+        """Return number and bytes of the contents of each kind."""
         sql = "SELECT coalesce(kind, 'other'), count(*), sum(size) FROM asset GROUP BY kind"
         return self._index.read(sql).fetchall()
 
@@ -4240,8 +4233,7 @@ class Assets(Table):
 
     def is_known(self, sha256: str) -> bool:
         """Return whether there is an asset of this content."""
-        sql = "SELECT 1 FROM asset WHERE sha256 = ?"
-        return self._index.read(sql, sha256).fetchone() is not None
+        return bool(self._index.value("SELECT 1 FROM asset WHERE sha256 = ?", sha256))
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget an asset that no file has; return whether it was forgotten."""
@@ -4255,7 +4247,7 @@ class Assets(Table):
         self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
-        """Hashes of what is among the private images alone and has a thumbnail."""
+        """Return hashes of what is among the private images alone and has a thumbnail."""
         rows = self._index.read(
             "SELECT DISTINCT sha256 FROM file JOIN asset USING (sha256) WHERE root = 'images'"
             " AND thumbnail = 1 AND NOT EXISTS (SELECT 1 FROM file AS other"
@@ -4269,7 +4261,7 @@ class Assets(Table):
         self._change(sql, durable=False)
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
-        """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
+        """Return some files without a verdict on their thumbnail, by their hashes, `after` one."""
         sql = (
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
             f" WHERE thumbnail IS NULL AND asset.sha256 > ? AND kind IN ({placeholders(kinds)})"
@@ -4280,39 +4272,24 @@ class Assets(Table):
 
 
 INSERT_ASSET = (
-    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({', '.join('?' * len(ASSET_NAMES))})"
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(ASSET_NAMES)})"
     " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
 )
 
 
-def located(row: Sequence[Any]) -> Located:
-    """Return the file and the asset that a row of SELECT_LOCATED has."""
-    return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
-
-
-def placeholders(values: Sequence[Any]) -> str:
-    """Return a question mark for each of the values, for a list in SQL."""
-    return ", ".join("?" * len(values))
-
-
 def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
     """Add a row or change the one with its id, which is the first column; return that id."""
-    return db.execute(upsert_sql(table, columns), row).fetchone()[0]
-
-
-@functools.cache
-def upsert_sql(table: str, columns: tuple[str, ...]) -> str:
-    """Return the statement that writes a row under its id, and returns that."""
-    changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
+    changes = ", ".join([f"{name} = excluded.{name}" for name in columns[1:]])
     into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(columns)})"
-    return f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
+    sql = f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
+    return db.execute(sql, row).fetchone()[0]
 
 
-class Files(Table):
+class Files(Rows[Located]):
     """Files on disk, by folder and path."""
 
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
-        """Know `file`; the hash of the content that was there before and is now nowhere."""
+        """Record `file`; return the hash of the content that was there and is now nowhere."""
         self._index.assets.put(db, asset)
         key = (file.root, os.fsencode(file.path))
         state = (file.sha256, file.size, file.mtime_ns, file.ctime)
@@ -4328,7 +4305,7 @@ class Files(Table):
     def remove(
         self, db: Database, root: str, path: str, before: float = math.inf
     ) -> tuple[str, bool] | None:
-        """Forget a file added `before`: its hash, and whether that content is now nowhere."""
+        """Forget a file added `before`; return its hash, and whether it was the last of it."""
         sql = "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256"
         row = db.execute(sql, (root, os.fsencode(path), before)).fetchone()
         return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
@@ -4336,39 +4313,33 @@ class Files(Table):
     def remove_all(
         self, db: Database, root: str, paths: Iterable[str], before: float = math.inf
     ) -> list[str]:
-        """Forget files; the hashes of those contents that are now nowhere."""
+        """Forget files; return the hashes of those contents that are now nowhere."""
         removed = [self.remove(db, root, path, before) for path in paths]
         return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
     def get(self, root: str, path: str) -> Located | None:
         """Return the file at a path of a root, with its asset, if it is known."""
-        sql = f"{SELECT_LOCATED} WHERE root = ? AND path = ?"
-        row = self._index.read(sql, root, os.fsencode(path)).fetchone()
-        return located(row) if row else None
+        return self._first("WHERE root = ? AND path = ?", root, os.fsencode(path))
 
-    def with_content(self, sha256: str, roots: Sequence[str]) -> list[Located]:
-        """The files of an asset in some folders, by path."""
-        condition = f"sha256 = ? AND root IN ({placeholders(roots)}) ORDER BY root DESC, path"
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
-        return [located(row) for row in rows]
+    def with_content(self, sha256: str, *roots: str, db: Database | None = None) -> list[Located]:
+        """Return the files of an asset in some folders, or everywhere, by path."""
+        which = f"sha256 = ? AND root IN ({placeholders(roots)})" if roots else "sha256 = ?"
+        return self._all(f"WHERE {which} ORDER BY root DESC, path", sha256, *roots, db=db)
 
     def readable(
         self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
     ) -> list[Located]:
-        """The files of an asset in some folders, the library first, or of a user's records."""
+        """Return an asset's files in some folders, the library first, or of a user's records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
             " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
         condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
-        values = (sha256, *roots, user_id, trashed)
-        rows = self._index.read(
-            f"{SELECT_LOCATED} WHERE {condition} ORDER BY root != 'library'", *values
-        )
-        return [located(row) for row in rows]
+        rest = f"WHERE {condition} ORDER BY root != 'library'"
+        return self._all(rest, sha256, *roots, user_id, trashed)
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
-        """Path and state of every file of a folder in the order of the paths' bytes."""
+        """Return path and state of every file of a folder in the order of the paths' bytes."""
         rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
         return ((path, tuple(state)) for path, *state in rows)
 
@@ -4378,7 +4349,7 @@ class Files(Table):
             ", ".join(File._fields[1:]), root))  # fmt: skip
 
     def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
-        """Columns, the path first; page by page: a long read would keep the WAL from folding."""
+        """Yield rows, path first, page by page: a long read would keep the WAL from folding."""
         rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
         sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
@@ -4386,7 +4357,7 @@ class Files(Table):
             last = page[-1][0]
 
     def duplicates(self) -> list[list[str]]:
-        """The paths in the library that have the same content, by content."""
+        """Return the paths in the library that have the same content, by content."""
         several = "SELECT sha256 FROM file WHERE root = 'library' GROUP BY sha256"
         rows = self._index.read(
             "SELECT sha256, path FROM file WHERE root = 'library' AND sha256 IN"
@@ -4396,9 +4367,9 @@ class Files(Table):
         return [[os.fsdecode(path) for _, path in group] for _, group in groups]
 
     def total_size(self, since: float = 0.0) -> int:
-        """How many bytes the files have that came in or changed `since`."""
+        """Return how many bytes the files have that came in or changed `since`."""
         sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
-        return int(self._index.read(f"{sql} ?", since).fetchone()[0])
+        return int(self._index.value(f"{sql} ?", since))
 
     def set_times(self, db: Database, file: File, mtime_ns: int, ctime: float) -> None:
         """Note the times of a file that was copied."""
@@ -4406,19 +4377,19 @@ class Files(Table):
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
     def is_empty(self, root: str, below: str = "") -> bool:
-        """Whether no file of a folder is known whose path begins with `below`."""
+        """Return whether no file of a folder is known whose path begins with `below`."""
         sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
-        row = self._index.read(sql, root, os.fsencode(below)).fetchone()
-        return row is None or not row[0].startswith(os.fsencode(below))
+        first = self._index.value(sql, root, os.fsencode(below))
+        return first is None or not first.startswith(os.fsencode(below))
 
     def is_empty_beside(self, root: str, below: str) -> bool:
-        """Whether no file of a folder is known whose path does not begin with `below`."""
+        """Return whether no file of a folder is known whose path does not begin with `below`."""
         sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
         sides = ("path < ?", os.fsencode(below)), ("path > ?", os.fsencode(below) + b"\xff")
-        return not any(self._index.read(sql.format(s), root, v).fetchone() for s, v in sides)
+        return not any(self._index.value(sql.format(s), root, v) for s, v in sides)
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
-        """sha256, path, mtime_ns and time made of each content at the path that sorts first.
+        """Return sha256, path, mtime_ns and time made of each content, at its first path in order.
 
         The time is that of capture for an image that tells one, else the file's ctime.
         """
@@ -4429,24 +4400,19 @@ class Files(Table):
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def holding(self, sha256: str) -> list[File]:
-        """The files of an asset."""
-        rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
-        return [File.from_row(row) for row in rows]
-
     def is_known(self, db: Database, file: File) -> bool:
-        """Whether a file is known, with whatever content."""
+        """Return whether a file is known, with whatever content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ?"
-        return db.execute(sql, (file.root, os.fsencode(file.path))).fetchone() is not None
+        return bool(self._index.value(sql, file.root, os.fsencode(file.path), db=db))
 
     def is_there(self, db: Database, file: File) -> bool:
-        """Whether a file is still known with its content."""
+        """Return whether a file is still known with its content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
         values = (file.root, os.fsencode(file.path), file.sha256)
-        return db.execute(sql, values).fetchone() is not None
+        return bool(self._index.value(sql, *values, db=db))
 
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
-        """The media of the library in a folder, and below it if wanted, the newest first."""
+        """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
         end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
@@ -4458,7 +4424,7 @@ class Files(Table):
         return read_shown(self._index, source, prefix, end)
 
     def library_version(self) -> str | None:
-        """What changes with everything that lists of the library show."""
+        """Return what changes with everything that lists of the library show."""
         return self._index.get_meta("library_version")
 
     def count_media(self) -> int:
@@ -4466,7 +4432,7 @@ class Files(Table):
         return self._index.count(f"file WHERE {IN_MEDIA}")
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
-        """Path, hash, size, MIME type and time added of the public images, newest first."""
+        """Yield path, hash, size, MIME type and time added of the public images, newest first."""
         columns = "path, sha256, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
@@ -4525,19 +4491,19 @@ class User(NamedTuple):
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
 
 
-USER_COLUMNS = ", ".join(f"user.{name}" for name in User._fields)
+USER_COLUMNS = ", ".join(User._fields)
 
 
-class Users(Table):
+class Users(Rows[User]):
     """Accounts."""
 
     def get(self, user_id: int) -> User | None:
         """Return the account with this id, if there is one."""
-        return next(self._select("WHERE id = ?", user_id), None)
+        return self._first("WHERE id = ?", user_id)
 
-    def _select(self, rest: str, *values: Any) -> Iterator[User]:
-        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
-        return itertools.starmap(User, rows)
+    def active(self, user_id: int, db: Database) -> User | None:
+        """Return the account with this id, unless it is disabled."""
+        return self._first("WHERE id = ? AND is_active", user_id, db=db)
 
     def present(self, principal: Principal) -> Principal | None:
         """Return what a principal may do by now; None if its account is disabled, or was since.
@@ -4557,26 +4523,25 @@ class Users(Table):
         return principal._replace(permissions=kept) if row[0] and row[2] else None
 
     def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
-        """What a user's files take, those of softly deleted records included."""
+        """Return what a user's files take, those of softly deleted records included."""
         sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
-        return int(self._index.query(db, sql, user_id).fetchone()[0])
+        return int(self._index.value(sql, user_id, db=db))
 
     def find(self, name: str) -> User | None:
-        """The account with this e-mail in any case, else with this username."""
+        """Return the account with this e-mail in any case, else with this username."""
         rest = "WHERE email_key = ? OR username = ? ORDER BY email_key = ? DESC LIMIT 1"
-        return next(self._select(rest, name.casefold(), name, name.casefold()), None)
+        return self._first(rest, name.casefold(), name, name.casefold())
 
     def all(self) -> list[User]:
         """Return all accounts, the oldest first."""
-        return list(self._select("ORDER BY id"))
+        return self._all("ORDER BY id")
 
     def created(self, user_id: int) -> float:
-        """When an account was made, here or in the program that it was imported from."""
-        row = self._index.read("SELECT created_at FROM user WHERE id = ?", user_id).fetchone()
-        return float(row[0]) if row else 0.0
+        """Return when an account was made, here or in the program that it was imported from."""
+        return self._index.value("SELECT created_at FROM user WHERE id = ?", user_id) or 0.0
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has; a login takes e-mail and username."""
+        """Return the unique fields that another account has; a login takes e-mail and username."""
         email, username = values.get("email", ""), values.get("username")
         unique: dict[str, tuple[str, list[Any]]] = {
             "email": ("email_key = ?1 OR username IN (?1, ?2)", [email.casefold(), email]),
@@ -4586,31 +4551,24 @@ class Users(Table):
             ),
             "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        query = functools.partial(self._index.query, db)
-        sql = "SELECT 1 FROM user WHERE {}"
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
+        find, sql = functools.partial(self._index.value, db=db), "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if find(sql.format(c), *v)]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         """Write a new account; an `id` among the values is that of another program."""
-        row = {
-            "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
-            "email_key": values["email"].casefold(), "now": now,
-        }  # fmt: skip
-        sql = (
-            "INSERT INTO user (id, email, email_key, username, phone_number, first_name,"
-            " last_name, password, created_at) VALUES (:id, :email, :email_key, :username,"
-            " :phone_number, :first_name, :last_name, :password, :now)"
-            f" RETURNING {USER_COLUMNS}"
-        )
-        return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
+        row = {"id": self._free_id(db), "first_name": "", "last_name": "", **values}
+        row |= {"email_key": values["email"].casefold(), "created_at": now}
+        into = f"user ({', '.join(row)}) VALUES ({placeholders([*row])})"
+        sql = f"INSERT INTO {into} RETURNING {USER_COLUMNS}"
+        return User(*db.execute(sql, [*row.values()]).fetchone())
 
     def _free_id(self, db: Database) -> int:
-        """The next id; those are left out under which another program's user has records here."""
-        row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'user'").fetchone()
+        """Return the next id, but none under which another program's user has records here."""
+        value = functools.partial(self._index.value, db=db)
+        last = value("SELECT seq FROM sqlite_sequence WHERE name = 'user'") or 0
         used = "SELECT 1 FROM {} WHERE user_id = ?"
         owners = " UNION ALL ".join(used.format(table) for table in ("media", "collection"))
-        ids = itertools.count(row[0] + 1 if row else 1)
-        return next(id for id in ids if not db.execute(owners, (id, id)).fetchone())
+        return next(id for id in itertools.count(last + 1) if not value(owners, id, id))
 
     def set_password(self, db: Database, user: User, password: str) -> bool:
         """Change the hash, unless another request was faster, and end all sessions."""
@@ -4621,18 +4579,19 @@ class Users(Table):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        """Let an account in, or keep it out with all tokens that it has."""
+        """Let an account in, or keep it out for good with all tokens and links that it has."""
         # A clock that was wrong at its disabling must not keep out the tokens of later logins.
         sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
         soon = int(time.time()) + 1
         db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
             self._index.sessions.end_all(db, user.id)
+            db.execute("DELETE FROM share WHERE owner = ?", (user.id,))
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
         """Add and drop words of an account's permissions."""
-        row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
-        words = " ".join(sorted((set(row[0].split()) | add) - drop))
+        words = self._index.value("SELECT permissions FROM user WHERE id = ?", user.id, db=db)
+        words = " ".join(sorted((set(words.split()) | add) - drop))
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
 
 
@@ -4663,7 +4622,7 @@ MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires 
 RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
 
-class Sessions(Table):
+class Sessions(Rows[Session]):
     """Logins; each has one refresh token that is not spent."""
 
     def open(self, db: Database, user: User, session: Session) -> bool:
@@ -4687,7 +4646,7 @@ class Sessions(Table):
         One that comes back at once is another tab's, or its answer was lost: it gets the same
         successor. Any other spent one was stolen: its session ends.
         """
-        session = self._find(db, token)
+        session = self._of_token(db, token)
         if session is None:
             return None
         at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
@@ -4696,9 +4655,8 @@ class Sessions(Table):
         elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
-        sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
-        row = db.execute(sql, (token.user_id,)).fetchone()
-        return (User(*row), session) if row else None
+        user = self._index.users.active(token.user_id, db)
+        return (user, session) if user else None
 
     def _renew(self, db: Database, session: Session, jti: str, lifetime: int) -> Session:
         now = time.time()
@@ -4709,29 +4667,26 @@ class Sessions(Table):
         return renewed
 
     def spend(self, db: Database, token: RefreshToken) -> bool:
-        """End the session of a refresh token; whether the token was still good."""
-        session = self._find(db, token)
+        """End the session of a refresh token; return whether the token was still good."""
+        session = self._of_token(db, token)
         good = session is not None and session.jti == token.jti
         return good and self.end(db, token.user_id, token.session)
 
-    def _find(self, db: Database, token: RefreshToken) -> Session | None:
-        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE id = ? AND user_id = ?"
-        row = db.execute(sql, (token.session, token.user_id)).fetchone()
-        return Session(*row) if row else None
+    def _of_token(self, db: Database, token: RefreshToken) -> Session | None:
+        return self._first("WHERE id = ? AND user_id = ?", token.session, token.user_id, db=db)
 
     def of_user(self, user_id: int, now: float) -> list[Session]:
-        """The sessions of an account that have not expired, last used first."""
-        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE user_id = ? AND expires_at > ?"
-        rows = self._index.read(f"{sql} ORDER BY rotated_at DESC, id", user_id, now)
-        return [Session(*row) for row in rows]
+        """Return the sessions of an account that have not expired, last used first."""
+        which = "WHERE user_id = ? AND expires_at > ?"
+        return self._all(f"{which} ORDER BY rotated_at DESC, id", user_id, now)
 
     def end(self, db: Database, user_id: int, id: str) -> bool:
-        """End one session of an account; whether there was one."""
+        """End one session of an account; return whether there was one."""
         sql = "DELETE FROM session WHERE id = ? AND user_id = ?"
         return db.execute(sql, (id, user_id)).rowcount > 0
 
     def end_all(self, db: Database, user_id: int) -> int:
-        """End the sessions of an account; how many there were."""
+        """End the sessions of an account; return how many there were."""
         return db.execute("DELETE FROM session WHERE user_id = ?", (user_id,)).rowcount
 
 
@@ -4743,7 +4698,7 @@ class TokenUses(Table):
     """How often scoped tokens that are good for some uses were used, and ended view cookies."""
 
     def take(self, grant: Grant, now: float) -> bool:
-        """Count a use; whether there was one left."""
+        """Count a use; return whether there was one left."""
 
         def apply(db: Database) -> bool:
             db.execute("DELETE FROM token_use WHERE expires_at < ?", (now,))
@@ -4796,7 +4751,7 @@ SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the own
 }
 
 
-class ShareLinks(Table):
+class ShareLinks(Rows[Share]):
     """Links that show files to who has no account."""
 
     def add(self, share: Share, now: float) -> None:
@@ -4810,30 +4765,27 @@ class ShareLinks(Table):
 
     def get(self, id: str, now: float) -> Share | None:
         """Return the share of this id, unless it has expired."""
-        sql = "SELECT * FROM share WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)"
-        row = self._index.read(sql, id, now).fetchone()
-        return Share(*row) if row else None
+        return self._first("WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)", id, now)
 
     def all(self, now: float, owner: int | None, everyone: bool) -> list[Share]:
-        """The shares of an owner, or all; the newest first."""
+        """Return the shares of an owner, or all; the newest first."""
         good = "(expires_at IS NULL OR expires_at > ?) AND (owner IS ? OR ?)"
-        sql = f"SELECT * FROM share WHERE {good} ORDER BY created_at DESC, id"
-        return [Share(*row) for row in self._index.read(sql, now, owner, everyone)]
+        return self._all(f"WHERE {good} ORDER BY created_at DESC, id", now, owner, everyone)
 
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
-        """End a share of an owner, or anybody's; whether there was one."""
+        """End a share of an owner, or anybody's; return whether there was one."""
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
         return self._change(sql, id, owner, everyone)
 
     def has_files(self, path: str) -> bool:
-        """Whether there is anything in a folder of the library."""
+        """Return whether there is anything in a folder of the library."""
         share = Share("", None, "folder", "library", path)
         return bool(self.files(share, limit=1))
 
     def files(
         self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
     ) -> list[Located]:
-        """What a share shows, or only what of it has an asset, in the order of the paths.
+        """Return what a share shows, or only what of it has an asset, in the order of the paths.
 
         `reads`: whether its owner may read what others have as well.
         """
@@ -4852,7 +4804,7 @@ class Failures(Table):
     """
 
     def closed_for(self, limits: Mapping[str, int], now: float) -> float:
-        """Seconds until a login may be tried where some key has reached its limit, else 0."""
+        """Return seconds until a login may be tried: 0, unless a key has reached its limit."""
         sql = (
             "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ? AND failed_at < ?"
             " AND (is_certain OR failed_at < ?) ORDER BY failed_at DESC LIMIT 1 OFFSET ?"
@@ -4872,7 +4824,7 @@ class Failures(Table):
             db.execute(sql, (now - FAILURE_SECONDS, now + CHECKING_SECONDS))
             for key, limit in limits.items():
                 sql = "SELECT count(*) FROM login_failure WHERE key = ?"
-                if db.execute(sql, (self._digest(key),)).fetchone()[0] >= limit:
+                if self._index.value(sql, self._digest(key), db=db) >= limit:
                     return False
             values = [(self._digest(key), now, attempt) for key in limits]
             db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, 0)", values)
@@ -4899,7 +4851,7 @@ class Failures(Table):
 
     @staticmethod
     def _digest(key: str) -> str:
-        """Names can be long, and people type passwords where a name belongs."""
+        """Return the hash of a key: names can be long, and people type passwords there."""
         return hashlib.sha256(_utf8(key)).hexdigest()
 
 
@@ -4932,12 +4884,12 @@ class MediaRecord(NamedTuple):
 
 
 def search_text(*texts: str | None) -> str:
-    """Texts as searches compare them, without case; no match reaches from one into the next.
+    """Return texts as searches compare them, without case; no match reaches into the next one.
 
     >>> search_text("STRASSE", None, "Ä") == search_text("straße", "", "ä")
     True
     """
-    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
+    return "\0".join([(text or "").casefold() for text in texts])  # no client's text has a NUL
 
 
 # What shows the same asset in the same collection as a record, and was perhaps deleted
@@ -4954,45 +4906,42 @@ class Query(NamedTuple):
     order: tuple[tuple[str, bool], ...] = ()  # column, and whether it is descending
 
 
-class OwnedTable(Generic[Record]):
+class OwnedTable(Rows[Record]):
     """Things of users in one table; every method asks whose, so that nobody meets another's."""
 
     def __init__(self, index: Index, table: str, make: type[Record], condition: str = "1") -> None:
-        self._index = index
+        fields = ", ".join(make._fields)
+        super().__init__(index, make._make, f"SELECT {fields} FROM {table}")  # type: ignore[arg-type]
         self._table = table
-        self._make = make
         self._condition = condition  # which of the rows there are for users
-        self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
         equal = [(f"{column} = ?", value) for column, value in wanted.equal]
         terms = [("instr(folded, ?)", term) for term in wanted.terms]
         own = ("user_id = ?", wanted.user_id), (self._condition, None)
-        return rows_where(self._table, *own, *equal, *terms)
+        return where_clause(*own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         """Return how many rows fit a query."""
-        where, values = self._where(wanted)
-        return self._index.count(where, *values)
+        which, values = self._where(wanted)
+        return self._index.count(f"{self._table} {which}", *values)
 
     def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
-        """The things wanted in order; those that are equal in it are ordered by id."""
-        where, values = self._where(wanted)
+        """Return the things wanted in order; those that are equal in it are ordered by id."""
+        which, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        sql = f"{self._select} FROM {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
-        return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
+        sql = f"{self._select} {which} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        return map(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
-        """One thing by its id, in the transaction of `db` where there is one."""
+        """Return one thing by its id, in the transaction of `db` where there is one."""
         thing = self.of_anyone(key, db)
         return thing if thing and thing.user_id == user_id else None
 
     def of_anyone(self, key: str, db: Database | None = None) -> Record | None:
-        """One thing by its id, for who has shown leave to read it."""
-        sql = f"{self._select} FROM {self._table} WHERE id = ? AND {self._condition}"
-        row = self._index.query(db, sql, key).fetchone()
-        return self._make(*row) if row else None
+        """Return one thing by its id, for who has shown leave to read it."""
+        return self._first(f"WHERE id = ? AND {self._condition}", key, db=db)
 
     def put(self, db: Database, thing: Record) -> None:
         """Add a thing or change the one with its id."""
@@ -5006,7 +4955,7 @@ class OwnedTable(Generic[Record]):
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
     def shown_in(self, db: Database, user_id: int, key: str) -> set[str]:
-        """The assets that a user's collection shows without a file of their own."""
+        """Return the assets that a user's collection shows without a file of their own."""
         where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 NOTNULL"
         rows = db.execute(f"SELECT sha256 FROM media WHERE {where}", (key, user_id))
         return {row[0] for row in rows}
@@ -5017,18 +4966,17 @@ class OwnedTable(Generic[Record]):
         db.execute(f"DELETE FROM media WHERE {where}", (key,))
 
     def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
-        """Delete softly, as media records are; whether there was one."""
+        """Delete softly, as media records are; return whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
         return db.execute(sql, (now, key, user_id)).rowcount > 0
 
     def is_known(self, key: str) -> bool:
-        """Whether there is something with this id, softly deleted or not."""
-        sql = f"SELECT 1 FROM {self._table} WHERE id = ?"
-        return self._index.read(sql, key).fetchone() is not None
+        """Return whether there is something with this id, softly deleted or not."""
+        return bool(self._index.value(f"SELECT 1 FROM {self._table} WHERE id = ?", key))
 
     def remove_collection(self, user_id: int, key: str) -> bool:
-        """Delete a collection and keep its media; whether there was one."""
+        """Delete a collection and keep its media; return whether there was one."""
 
         def apply(db: Database) -> int:
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
@@ -5057,7 +5005,7 @@ class Entities(Table):
         return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
-        """All versions of one, the oldest first."""
+        """Return all versions of one, the oldest first."""
         rows = self._index.read(f"{self._select(True)} WHERE id = ? ORDER BY version", id)
         return [Entity.from_row(row) for row in rows]
 
@@ -5081,10 +5029,10 @@ class Entities(Table):
         which = "" if version is None else "AND version = ?"
         sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
         values = ids if version is None else (*ids, bounded(version))
-        return [Entity.from_row(row) for row in self._index.query(db, sql, *values)]
+        return [Entity.from_row(row) for row in self._index.read(sql, *values, db=db)]
 
     def _select(self, versions: bool = False) -> str:
-        """All there is to read of an entity."""
+        """Return all there is to read of an entity."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
         source = "entity_version" if versions else "entity"
         joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
@@ -5093,7 +5041,7 @@ class Entities(Table):
     def _where(
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
-        """A table and its condition. Booleans are written out: partial indexes need it so."""
+        """Return a table and its condition; booleans are written out for the partial indexes."""
         chosen = [] if version is None else [("version = ?", bounded(version))]
         found = [("instr(search, ?)", search_text(text))] if text else []
         equal = [
@@ -5101,18 +5049,20 @@ class Entities(Table):
             else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
-        return rows_where("entity_version" if chosen else "entity", *chosen, *equal, *found)
+        which, values = where_clause(*chosen, *equal, *found)
+        return f"{'entity_version' if chosen else 'entity'} {which}", values
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
-        """The entity that has an asset."""
-        row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
-        return row[0] if row else None
+        """Return the entity that has an asset."""
+        sql = "SELECT id FROM entity WHERE sha256 = ?"
+        id: int | None = self._index.value(sql, sha256, db=db)
+        return id
 
     def is_within(self, id: int, collection: int, db: Database | None = None) -> bool:
-        """Whether an entity is a collection, or in it, however deep."""
+        """Return whether an entity is a collection, or in it, however deep."""
         above = "VALUES (?) UNION SELECT parent_id FROM entity JOIN above USING (id)"
         sql = f"WITH RECURSIVE above (id) AS ({above}) SELECT 1 FROM above WHERE id = ?"
-        return self._index.query(db, sql, id, collection).fetchone() is not None
+        return bool(self._index.value(sql, id, collection, db=db))
 
     def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
@@ -5145,7 +5095,7 @@ class Entities(Table):
         return int(db.execute(sql).fetchone()[0])
 
     def remove(self, db: Database, id: int, now: float) -> list[str]:
-        """Forget an entity; the paths that no other one has. What was in it is at the root."""
+        """Forget an entity, with what was in it put at the root; return the paths only it has."""
         self._release(db, id, now)
         owned = "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
         others = "SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id"
@@ -5195,30 +5145,28 @@ TRASHED = """
 MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
 
 
-class Trash(Table):
+class Trash(Rows[Trashed]):
     """What is softly deleted, of users and among the entities."""
 
     def all(self, until: float = math.inf) -> list[Trashed]:
-        """What was deleted before a time, in that order."""
-        sql = f"SELECT * FROM ({TRASHED}) WHERE deleted_at < ? ORDER BY deleted_at, kind, id"
-        return [Trashed(*row) for row in self._index.read(sql, until)]
+        """Return what was deleted before a time, in that order."""
+        return self._all("WHERE deleted_at < ? ORDER BY deleted_at, kind, id", until)
 
     def get(self, id: str, db: Database | None = None) -> Trashed | None:
-        """What has an id, which is a UUID for a media record and a number for an entity."""
-        row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
-        return Trashed(*row) if row else None
+        """Return what has an id, which is a UUID for a media record and a number for an entity."""
+        return self._first("WHERE id = ?", id, db=db)
 
     def is_clock_steady(self, now: float) -> bool:
-        """Whether it is about as late as when this was asked last, perhaps before a restart.
+        """Return whether it is about as late as at the last call, perhaps before a restart.
 
         A clock that is wrong at a start, or was, must not make years of what was just deleted.
         """
 
         def look(db: Database) -> bool:
             sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
-            row = db.execute(sql).fetchone()
+            before = float(self._index.value(sql, db=db) or now)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
-            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+            return abs(now - before) < MAX_CLOCK_STEP
 
         return self._index.write(look)
 
@@ -5236,9 +5184,9 @@ class Trash(Table):
         return self._index.write(apply)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
-        """Forget a media record; the path of its file, if it had one."""
-        row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
-        return [row[0]] if row and row[0] else []
+        """Forget a media record; return the path of its file, if it had one."""
+        path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", id, db=db)
+        return [path] if path else []
 
 
 SHOWN_RECORDS = """
@@ -5268,21 +5216,21 @@ class Albums(Table):
     """What the gallery shows besides the library: users' records, entities, and their trash."""
 
     def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
-        """A user's records in a collection, or all that have a file of their own."""
+        """Return a user's records in a collection, or all that have a file of their own."""
         which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
         return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
 
     def entities(self, parent: int | None) -> Iterator[Shown]:
-        """The entities in a collection, or at the root."""
+        """Return the entities in a collection, or at the root."""
         source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
         return read_shown(self._index, source, None, 0, parent)
 
     def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
-        """What is softly deleted of a user, and of the entities if wanted."""
+        """Return what is softly deleted of a user, and of the entities if wanted."""
         return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
 
     def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
-        """What there is besides collections, by the words that the gallery has for it."""
+        """Return what there is besides collections, by the words that the gallery has for it."""
         mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
         found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
         entities = self._count("entities", f"{SHOWN_ENTITIES} AND parent_id IS NULL", None, 0)
@@ -5297,12 +5245,12 @@ class Albums(Table):
         return Album(key, key, *self._index.read(sql, *values).fetchone()[:2])
 
     def of_user(self, user_id: int) -> list[Album]:
-        """A user's collections by name."""
+        """Return a user's collections by name."""
         sql = "SELECT id, name FROM collection WHERE user_id = ? ORDER BY folded, id"
         return self._with_counts(self._index.read(sql, user_id), SHOWN_RECORDS, user_id)
 
     def of_entities(self, parent: int | None) -> list[Album]:
-        """The collections of entities in another one, or at the root, by label."""
+        """Return the collections of entities in another one, or at the root, by label."""
         sql = (
             "SELECT id, coalesce(nullif(label, ''), '#' || id) FROM entity"
             " WHERE is_collection = 1 AND is_deleted = 0 AND parent_id IS ? ORDER BY search, id"
@@ -5321,7 +5269,7 @@ CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms)
 
 
 def damage_mark(index: Path) -> Path:
-    """The file that says that damage was met in an index."""
+    """Return the file that says that damage was met in an index."""
     return index.with_name(f"{index.name}-suspect")
 
 
@@ -5340,26 +5288,18 @@ class OpenUpload(NamedTuple):
     answer: str | None = None
 
 
-class Uploads(Table):
+class Uploads(Rows[OpenUpload]):
     """Uploads that may be resumed; whoever takes one is the only one who can add to it."""
 
     def add(self, upload: OpenUpload, most: int) -> bool:
         """Record a new upload, unless its owner has `most` that are not complete."""
-
-        def apply(db: Database) -> bool:
-            sql = "SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL"
-            if db.execute(sql, (upload.owner,)).fetchone()[0] >= most:
-                return False
-            db.execute(f"INSERT INTO upload VALUES ({placeholders(upload)})", upload)
-            return True
-
-        return self._index.write(apply)
+        begun = "(SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL)"
+        sql = f"INSERT INTO upload SELECT {placeholders(upload)} WHERE {begun} < ?"
+        return self._change(sql, *upload, upload.owner, most)
 
     def get(self, id: str, now: float) -> OpenUpload | None:
         """Return an upload that has not expired."""
-        sql = "SELECT * FROM upload WHERE id = ? AND expires_at > ?"
-        row = self._index.read(sql, id, now).fetchone()
-        return OpenUpload(*row) if row else None
+        return self._first("WHERE id = ? AND expires_at > ?", id, now)
 
     def take(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
@@ -5370,10 +5310,10 @@ class Uploads(Table):
     def is_writer(self, id: str, writer: str) -> bool:
         """Return whether this request is the one that an upload is written by."""
         sql = "SELECT 1 FROM upload WHERE id = ? AND writer = ?"
-        return self._index.read(sql, id, writer).fetchone() is not None
+        return bool(self._index.value(sql, id, writer))
 
     def advance(self, upload: OpenUpload) -> bool:
-        """Record how far an upload has come; whether its writer is still the one."""
+        """Record how far an upload has come; return whether its writer is still the one."""
         sql = (
             "UPDATE upload SET length = ?, received = ?, expires_at = ?"
             " WHERE id = ? AND writer = ?"
@@ -5392,30 +5332,28 @@ class Uploads(Table):
 
     def expired(self, now: float) -> list[OpenUpload]:
         """Return the uploads whose time has come."""
-        rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
-        return [OpenUpload(*row) for row in rows]
+        return self._all("WHERE expires_at <= ?", now)
 
     def unfinished(self) -> list[OpenUpload]:
         """Return the uploads that have not been answered."""
-        rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
-        return [OpenUpload(*row) for row in rows]
+        return self._all("WHERE answer IS NULL")
 
     def missing_bytes(self, root: str) -> int:
-        """How many bytes the uploads of a known length have still to bring into a folder."""
+        """Return how many bytes the uploads of a known length have yet to bring to a folder."""
         sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
-        return int(self._index.read(sql, root).fetchone()[0])
+        return int(self._index.value(sql, root))
 
     def promised_bytes(self, owner: str, target: str, but: str) -> int:
-        """How large the uploads of an owner for a family are or will be, one left out."""
+        """Return how large the uploads of an owner for a family are or will be, one left out."""
         sql = (
             "SELECT total(coalesce(length, received)) FROM upload"
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
         )
-        return int(self._index.read(sql, owner, target, but).fetchone()[0])
+        return int(self._index.value(sql, owner, target, but))
 
 
 def open_index(path: Path) -> Index:
-    """The index at `path`, made or migrated where needed.
+    """Return the index at `path`, made or migrated where needed.
 
     A damaged one is renamed aside and a new one made: what lies on disk is found again by
     the next scan. Only for who has it alone: others would go on with the old file. Raises
@@ -5439,9 +5377,14 @@ def open_index(path: Path) -> Index:
 
 
 def open_sound_index(path: Path) -> Index:
-    """The index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
+    """Return the index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
     try:
-        index = opened_on_any_disk(path)
+        try:
+            index = migrated(Index(path))
+        except sqlite3.OperationalError:  # on a full disk it needs the space kept for it
+            if not SpareSpace(path).give_up():
+                raise
+            index = migrated(Index(path))
         index.spare.hold()
         return index
     except sqlite3.OperationalError as error:
@@ -5450,16 +5393,6 @@ def open_sound_index(path: Path) -> Index:
         with contextlib.suppress(OSError):
             damage_mark(path).touch()
         raise
-
-
-def opened_on_any_disk(path: Path) -> Index:
-    """The index at `path`; on a full disk it needs the space that is kept for it."""
-    try:
-        return migrated(Index(path))
-    except sqlite3.OperationalError:
-        if not SpareSpace(path).give_up():
-            raise
-        return migrated(Index(path))
 
 
 def fold_wal_in(path: Path) -> None:
@@ -5474,12 +5407,17 @@ def migrated(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
+    if version not in {INDEX_VERSION, *MIGRATIONS}:
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
+    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "asset" not in tables:
+        problem = f"{index.path} is another program's database: it has the table {min(tables)!r}"
+        raise SettingError("DATABASE_URL", problem)
     examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    while version in MIGRATIONS:
+        version, script = MIGRATIONS[version]
+        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {version}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
 
@@ -6505,7 +6443,7 @@ def read_syllable(character: str) -> str:
     return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
-# -- S3 ------------------------------------------------------------------------------------
+# -- S3 ----------------------------------------------------------------------------------
 # As much of the protocol of object stores as a Bucket needs. Requests are signed (AWS, Signature
 # Version 4) and connections kept. What fails is tried again; what fails then, too, or takes too
 # long, opens the circuit: until it closes, requests fail at once, and one from time to time
@@ -6829,7 +6767,7 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
     raise OSError(number, os.strerror(number), place)
 
 
-# -- Buckets -------------------------------------------------------------------------------
+# -- Buckets -----------------------------------------------------------------------------
 
 S3_PART_BYTES = 64 << 20  # a longer file goes up in parts of this size
 MAX_KEYS = 1000  # in one page of a list, as the protocol has it
@@ -7806,7 +7744,7 @@ def find_pillow() -> str | None:
     return f"Pillow {version[1]}{heif}" if version else f"Pillow{heif}"
 
 
-# --- the decoder host ---
+# -- The decoder host --------------------------------------------------------------------
 
 
 def become_host(host: socket.socket) -> None:
@@ -7865,7 +7803,7 @@ def load_pillow() -> list[str]:
     return [name for name in PILLOW_FORMATS if name in Image.OPEN]
 
 
-# --- one job ---
+# -- One job -----------------------------------------------------------------------------
 
 
 def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
@@ -7981,7 +7919,7 @@ def decode(
     return None
 
 
-# --- Pillow ---
+# -- Pillow ------------------------------------------------------------------------------
 
 
 def open_picture(
@@ -8178,7 +8116,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     return written.getvalue()
 
 
-# --- what values of pictures mean ---
+# -- What values of pictures mean --------------------------------------------------------
 
 
 def linear_of_srgb(value: float) -> float:
@@ -8284,7 +8222,7 @@ def find_transform(profile: bytes, mode: str) -> Any:
     return ImageCms.buildTransform(given, srgb, mode, target)
 
 
-# --- JPEGs within pictures ---
+# -- JPEGs within pictures ---------------------------------------------------------------
 
 
 def embedded_jpegs(source: BinaryIO, job: Job) -> Iterator[BinaryIO]:
@@ -8316,7 +8254,7 @@ def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
     return 0, 0
 
 
-# --- ffmpeg ---
+# -- ffmpeg ------------------------------------------------------------------------------
 
 
 def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
@@ -8960,7 +8898,7 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 
-# -- Header fields ---------------------------------------------------------------------
+# -- Header fields -----------------------------------------------------------------------
 
 # field-line = field-name ":" OWS field-value OWS (RFC 9112 §5), with no obs-fold. Its
 # first and last terms make each match one whole line.
@@ -9013,7 +8951,7 @@ def parse_fields(block: bytes) -> Headers:
     return Headers(lines)
 
 
-# -- Request heads ---------------------------------------------------------------------
+# -- Request heads -----------------------------------------------------------------------
 
 # request-line = method SP request-target SP HTTP-version (RFC 9112 §3). The target may hold what
 # browsers send although RFC 3986 would have it escaped, such as "|", but no fragment.
@@ -9228,7 +9166,7 @@ def _parse_transfer_encoding(headers: Headers, version: tuple[int, int]) -> bool
     return True
 
 
-# -- Bodies, by length or in chunks ----------------------------------------------------
+# -- Bodies, by length or in chunks ------------------------------------------------------
 
 
 class LengthDecoder:
@@ -9325,7 +9263,7 @@ class ChunkedDecoder:
 BodyDecoder = LengthDecoder | ChunkedDecoder
 
 
-# -- Multipart bodies ------------------------------------------------------------------
+# -- Multipart bodies --------------------------------------------------------------------
 
 # boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1). More characters than the RFC's: there
 # are clients that send them, and other servers take them.
@@ -9464,7 +9402,7 @@ def _parse_part(block: bytes) -> Part:
     return Part(disposition.name, disposition.filename, headers.get("content-type"))
 
 
-# -- Values with parameters ------------------------------------------------------------
+# -- Values with parameters --------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
 # Without quotes we take any text: old clients send file names like that. A name without "=" says
@@ -9610,7 +9548,7 @@ def parse_query(text: str) -> list[tuple[str, str]]:
     return [(decode(name), decode(value)) for name, _, value in fields]
 
 
-# -- Ranges and conditions -------------------------------------------------------------
+# -- Ranges and conditions ---------------------------------------------------------------
 
 _RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
@@ -9739,7 +9677,7 @@ def parse_weights(value: str) -> dict[str, float]:
     return weights
 
 
-# -- Resumable uploads -----------------------------------------------------------------
+# -- Resumable uploads -------------------------------------------------------------------
 # tus 1.0 (https://tus.io/protocols/resumable-upload), and draft-ietf-httpbis-resumable-upload,
 # whose requests are told by `Upload-Complete`.
 
@@ -9861,7 +9799,7 @@ def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
-# -- Dates and answers -----------------------------------------------------------------
+# -- Dates and answers -------------------------------------------------------------------
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -11007,7 +10945,7 @@ class Upload(NamedTuple):
     name: str = "file"
     required: bool = True
     md5: bool = False  # hash it with MD5 too
-    check_name: Callable[[str], object] | None = None  # raises HTTPError
+    check_name: Callable[[Request, str], object] | None = None  # raises HTTPError
 
 
 class BodySpec(NamedTuple):
@@ -11435,10 +11373,12 @@ class Logins:
         self._room = room
         self._ended = threading.Condition()
 
-    def check(self, account: str, client: str, password: str, stored: str) -> bool:
+    def check(
+        self, account: str, client: str, password: str, stored: str, *,
+        most: int = MAX_ACCOUNT_FAILURES,
+    ) -> bool:  # fmt: skip
         """Whether a password is right; 429 after too many that were not."""
-        address = f"address {network_of(client)}"
-        limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
+        limits = {account: most, f"address {network_of(client)}": MAX_ADDRESS_FAILURES}
         attempt = secrets.token_hex(8)
         with self._room.place():
             self._begin(attempt, limits)
@@ -11948,7 +11888,7 @@ def read_public_key(settings: Settings) -> PublicKey | None:
     """The key of ES256 tokens; None where there is no file at the default place."""
     path = settings.public_key_path or settings.database_dir / "public_key.pem"
     try:
-        return parse_public_key(path.read_bytes())
+        return parse_public_key(refuse_pipe(path).read_bytes())
     except (OSError, ValueError) as error:
         if settings.public_key_path is None and isinstance(error, FileNotFoundError):
             return None
@@ -12434,12 +12374,21 @@ class FileBody(BodyReader):
     def finish(self) -> Mapping[str, Any]:
         path, incoming = self._request.head.path, self._receiving.finish()
         extension = incoming.facts.extension if incoming.facts else "bin"
-        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        incoming.filename = f"{last_segment(path)}.{extension}"
         self._request.upload = incoming
         return {}
 
     def discard(self) -> None:
         self._receiving.discard()
+
+
+def last_segment(path: str) -> str:
+    """Return the name at the end of a URL's path.
+
+    >>> last_segment("/image/a%20b.png/")
+    'a b.png'
+    """
+    return unquote(path.rstrip("/").rpartition("/")[2])
 
 
 def upload_limit(request: Request, upload: Upload | None) -> Limit:
@@ -12489,21 +12438,21 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    check_upload(request.app, upload, filename or None)
+    check_upload(request, upload, filename or None)
     request.app.renditions.note_upload()
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(app: App, upload: Upload, filename: str | None) -> None:
+def check_upload(request: Request, upload: Upload, filename: str | None) -> None:
     """Refuse a file whose name, if it has one, or place refuses it."""
     if filename is not None:
         parse_value(Field(upload.name), filename, "body")
         if upload.check_name:
-            upload.check_name(filename)
-    if not app.folders[upload.folder].make:
-        need_mounts(app)
+            upload.check_name(request, filename)
+    if not request.app.folders[upload.folder].make:
+        need_mounts(request.app)
 
 
 def need_mounts(app: App) -> None:
@@ -12736,6 +12685,17 @@ def complete_headers(response: Response) -> None:
 
 REFUSALS = frozenset({401, 403, 429})
 MAX_LOGGED_PATH = 200  # characters
+SECRET_PATHS = re.compile(r"/(s|shares|files)/+[^/]+")  # links and uploads
+
+
+def loggable_path(path: str) -> str:
+    """Return a path as a log may have it, without what lets in whoever knows it.
+
+    >>> loggable_path("/s/TOKEN/5f0c"), loggable_path("/image/a%20b.jpg")
+    ('/s/-/5f0c', '/image/a%20b.jpg')
+    """
+    hidden, count = SECRET_PATHS.subn(r"/\1/-", unquote(path))
+    return hidden if count else path
 
 
 def log_refusal(request: Request, error: HTTPError) -> None:
@@ -12745,7 +12705,7 @@ def log_refusal(request: Request, error: HTTPError) -> None:
     """
     if error.status not in REFUSALS or isinstance(error, CredentialMissing):
         return
-    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    principal, path = request.principal, loggable_path(request.head.path)[:MAX_LOGGED_PATH]
     who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
     about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
     warn(f"refused {printable_line(about)}")
@@ -12806,16 +12766,16 @@ class Application(Service):
             if request.upload is not None:
                 request.upload.discard()
 
-    def need_writer(self) -> None:
+    def _need_writer(self) -> None:
         """Refuse what a server that only reads cannot do (503)."""
         if writer := self.app.settings.read_only:
             raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
 
-    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
+    def _take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
-            self.need_writer()  # which counts for all
+            self._need_writer()  # which counts for all
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12833,23 +12793,18 @@ class Application(Service):
         if head.method == "OPTIONS":
             preflight = "access-control-request-method" in head.headers
             if found or head.path == "*" or preflight:
-                return self.answer_options(request, found)
-        self.identify(request)  # a wrong credential is refused on every path
-        item, parameters = self.choose(head, found)
+                return self._answer_options(request, found)
+        self._identify(request)  # a wrong credential is refused on every path
+        item, parameters = self._choose(head, found)
         if not (item.reads or head.method in {"GET", "HEAD"}):
-            self.need_writer()
+            self._need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         if request.principal.grant:
-            self.take_use(request, request.principal.grant, item)
+            self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
-            problems: list[FieldError] = []
-            parsed = collect_declared(item.parameters, parameters, "path", problems)
-            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-            if problems:
-                raise ValidationError(*problems)
-            parameters = {**parameters, **parsed}
+            parameters = self._parse_fields(request, item, parameters)
         there = item.before and item.before(self.app, request, **parameters)
         if there and head.method in CHANGING_METHODS:
             check_preconditions(head.headers, *validators_of(there), changes=True)
@@ -12864,7 +12819,18 @@ class Application(Service):
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
+    def _parse_fields(
+        self, request: Request, item: Route, parameters: dict[str, str]
+    ) -> dict[str, Any]:
+        """Parse what a route reads of the query, and of the path: return the path's parameters."""
+        problems: list[FieldError] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise ValidationError(*problems)
+        return {**parameters, **parsed}
+
+    def _choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12873,7 +12839,7 @@ class Application(Service):
             raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
         return found[method]
 
-    def identify(self, request: Request) -> None:
+    def _identify(self, request: Request) -> None:
         """Find who makes a request; 401 for a wrong credential or a disabled account."""
         app, query = self.app, request.head.query
         request.pairs = parse_query(query) if query else []
@@ -12897,7 +12863,7 @@ class Application(Service):
             principal = narrow(principal.grant, request.head.method, path)
         request.principal = principal
 
-    def answer_options(self, request: Request, found: Choice) -> Response:
+    def _answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -12980,12 +12946,10 @@ class Application(Service):
             return None
         if turn and is_remote(hot.state[0]):
             return None
-        principal = ANONYMOUS
-        if head.authorization is not None or hot.access is not OPEN:
-            known = self.recall(head)
-            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
-                return None
-            principal = known
+        is_open = head.authorization is None and hot.access is OPEN
+        principal = ANONYMOUS if is_open else self._recall(head, hot.access)
+        if principal is None:
+            return None
         status = hot.choose(head)
         try:
             if status or hot.is_small:
@@ -12999,7 +12963,7 @@ class Application(Service):
         except OSError:
             return None
         if status:
-            prepared = hot.prepared.get(status) or self.prepare(hot, status)
+            prepared = hot.prepared.get(status) or self._prepare(hot, status)
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content, hot.fields)
@@ -13013,7 +12977,7 @@ class Application(Service):
         self.finish(head, response)
         return response
 
-    def prepare(self, hot: HotFile, status: int) -> Response:
+    def _prepare(self, hot: HotFile, status: int) -> Response:
         """Put an answer with a hot file together that is the same whoever asks."""
         if status == 304:
             response = Response(304, hot.fields[2:])
@@ -13025,12 +12989,13 @@ class Application(Service):
         hot.prepared[status] = response.prepare()
         return response
 
-    def recall(self, head: RequestHead) -> Principal | None:
-        """Return who a request's credentials were good for before, if they still are."""
-        cookies = head.headers.get("cookie", "")
-        return recall_principal(
-            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
-        )
+    def _recall(self, head: RequestHead, access: Access) -> Principal | None:
+        """Return who makes a request, if that is remembered and has the access."""
+        app, cookies = self.app, head.headers.get("cookie", "")
+        known = recall_principal(head.authorization, cookies, app.keys, app.tokens, time.time())
+        if known is None or not allows(access, known, app.settings.read_auth_enabled):
+            return None
+        return known
 
 
 class Accepted(Exchange):
@@ -13100,12 +13065,10 @@ def close_source(content: Content) -> None:
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
-    """Whether a file answer can be begun without waiting for the disk; a short one is read."""
-    if response.status == 304 or head.method == "HEAD":
+    """Whether a file answer can be begun in the selector's thread; a short one is read for it."""
+    if response.status == 304 or head.method == "HEAD" or response.length > HOT_FILE_BYTES:
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if (response.length) > HOT_FILE_BYTES:
-        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
     pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
     if None in pieces:
         return False
@@ -13242,7 +13205,7 @@ def existing(thing: T | None, otherwise: str = "Not found.") -> T:
 
 def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
     """A file of these folders with this content, unchanged on disk."""
-    found = app.index.files.with_content(sha256, roots)
+    found = app.index.files.with_content(sha256, *roots)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -13464,13 +13427,12 @@ def check_extension(name: str, extensions: Set[str]) -> str:
     return extension
 
 
-# -- media: public image host ------------------------------------------------------------
+# -- Media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
-check_media_name = functools.partial(check_extension, extensions=MEDIA_TYPES)
-MEDIA_UPLOAD = BodySpec(
-    ("multipart",), upload=Upload("library", "max_upload_bytes", check_name=check_media_name)
-)
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "library", "max_upload_bytes", check_name=lambda _, name: check_extension(name, MEDIA_TYPES)
+))  # fmt: skip
 
 
 @route("POST", "/upload", UPLOAD, "media",
@@ -13482,7 +13444,7 @@ MEDIA_UPLOAD = BodySpec(
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
     incoming, facts = check_type(request, MEDIA_TYPES)
-    extension = check_media_name(incoming.filename)
+    extension = check_extension(incoming.filename, MEDIA_TYPES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     _, asset = take_in(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     value = {
@@ -13561,7 +13523,7 @@ def media_json(
     }
 
 
-# -- library: scanned photo folder -------------------------------------------------------
+# -- Library: scanned photo folder -------------------------------------------------------
 
 LIBRARY_TYPES = formats_for("library")
 
@@ -13649,16 +13611,19 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
-
-
-def library_name(wanted: str, filename: str) -> str:
+def library_name(request: Request, filename: str) -> str:
     """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
+    wanted = last_segment(request.head.path)
     for name in map(safe_name, (wanted, filename)):
         if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
             return name
-    check_extension(wanted, LIBRARY_TYPES)
+    check_extension(wanted if "." in wanted else filename, LIBRARY_TYPES)
     raise HTTPError(400, "The file needs a name.")
+
+
+LIBRARY_UPLOAD = BodySpec(
+    ("multipart", "file"), upload=Upload("library", "max_upload_bytes", check_name=library_name)
+)
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
@@ -13667,7 +13632,7 @@ def library_name(wanted: str, filename: str) -> str:
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
     incoming, facts = check_type(request, LIBRARY_TYPES)
-    name = library_name(filename, incoming.filename)
+    name = library_name(request, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     with app.data.content_lock(incoming.sha256):
         known = find_duplicate(app, incoming.sha256, "library") if readable else None
@@ -13693,11 +13658,13 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
     return {"message": message, "sha256": sha256, "filename": name, "file_path": path}
 
 
-# -- images: private image box -----------------------------------------------------------
+# -- Images: private image box -----------------------------------------------------------
 
 IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "images", "max_upload_bytes", check_name=lambda _, name: split_image_name(name)
+))  # fmt: skip
 
 
 def private_names(name: str) -> Iterator[str]:
@@ -13708,11 +13675,18 @@ def private_names(name: str) -> Iterator[str]:
         yield with_suffix(name, moment.strftime("_%Y%m%dT%H%M%S%fZ"))
 
 
+def split_image_name(filename: str) -> tuple[str, str]:
+    """Return the stem of a file name and its extension, which may be missing. 400 for another."""
+    stem, extension = posixpath.splitext(safe_name(filename))
+    if extension:
+        check_extension(f"{stem}{extension}", IMAGE_TYPES)
+    return stem, extension
+
+
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    stem, extension = posixpath.splitext(safe_name(filename))
+    stem, extension = split_image_name(filename)
     extension = extension or f".{facts.extension}"
-    check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
         digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
         stem, extension = slugify(stem) or digest, extension.lower()
@@ -13730,7 +13704,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
 
-# -- accounts: users, their media and collections ----------------------------------------
+# -- Accounts: users, their media and collections ----------------------------------------
 # As a Django REST Framework project answers. A refresh token is good while the index has its
 # `jti` in a session: rotating, logging out and changing the password all move that one row.
 
@@ -14166,7 +14140,7 @@ def has_file(request: Request, record: MediaRecord) -> bool:
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
     """A URL that shows a record's file for an hour without a header, as <img> needs it."""
     expires = int(time.time()) + FILE_URL_SECONDS
-    signature = sign_file(app.file_key, record.id, expires)
+    signature = sign_until(app.file_key, record.id, expires)
     path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
@@ -14348,15 +14322,15 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     """The record that a file URL's signature is good for; 401, 404."""
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
-    if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
+    if not verify_until(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    request.principal = find_maker(app, record.user_id)
+    request.principal = find_maker(app, record.user_id, int(expires) - FILE_URL_SECONDS)
     return record
 
 
-def find_maker(app: App, user_id: int | None) -> Principal:
-    """Return who made a link or a URL, with what he may do by now; 401 if he is kept out."""
+def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Principal:
+    """Return who made a link or a URL and what he may do by now; 401 if he was kept out since."""
     if user_id is None:
         return OWNER
     if user_id == DEMO.user_id:
@@ -14364,7 +14338,7 @@ def find_maker(app: App, user_id: int | None) -> Principal:
     else:
         permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
         maker = app.index.users.present(
-            Principal("maker", user_id, None, permissions, issued=math.inf)
+            Principal("maker", user_id, None, permissions, issued=made)
         )
     if maker is None:
         raise unauthorized("The account is disabled.")
@@ -14514,7 +14488,7 @@ def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> 
     return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
 
 
-# -- entities: versioned media entities --------------------------------------------------
+# -- Entities: versioned media entities --------------------------------------------------
 
 NO_ENTITY = "There is no entity {}."
 ENTITY_ID = (Field("id", "integer"),)
@@ -14795,7 +14769,7 @@ def entity_json(entity: Entity) -> dict[str, Any]:
     }
 
 
-# -- shares: links for who has no account --------------------------------------------------
+# -- Shares: links for who has no account ------------------------------------------------
 # A link shows files and nothing else. It names what is shared, so what is added to a folder, a
 # collection or an entity shows, too. Whether it is good, and its password, are looked at anew
 # for every file.
@@ -14804,6 +14778,7 @@ SHARE_SECONDS = 30 * 86400
 SHARE_COOKIE = "mediaserver_share"
 SHARE_COOKIE_SECONDS = 12 * 3600
 MAX_SHARED = 1000  # files that one link lists
+MAX_SHARE_FAILURES = 200  # wrong passwords within FAILURE_SECONDS, which takes ten addresses
 SHARE_KINDS = ("file", "folder", "entity", "media", "collection")
 NEW_SHARE = BodySpec(ANY_BODY, (
     Field("kind", choices=SHARE_KINDS, required=True, nullable=False),
@@ -14966,30 +14941,20 @@ def find_share(request: Request, id: str) -> Share:
         raise HTTPError(404, "There is nothing at this link.") from None
 
 
-def sign_share(app: App, share: Share, expires: int) -> str:
-    """Sign that a browser has told the link's password; another password ends it."""
-    message = json.dumps([share.id, share.password, expires])
-    return encode_base64url(_hmac_sha256(app.share_key, message.encode()))
-
-
 def has_password(app: App, request: Request, share: Share) -> bool:
     """Whether the request has the cookie of who told the password, if the link has one."""
     if share.password is None:
         return True
     cookies = request.headers.get("cookie", "")
-    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]{{1,12}})\.([\w-]+)", cookies, re.ASCII)
-    return any(
-        hmac.compare_digest(signature, sign_share(app, share, int(expires)))
-        and time.time() < int(expires)
-        for expires, signature in found
-    )
+    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
+    what, now = f"{share.id} {share.password}", time.time()  # another password ends it
+    return any(verify_until(app.share_key, what, end, signed, now) for end, signed in found)
 
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
     """Refuse who has not given the password that a share has: 401."""
     if not has_password(app, request, share):
-        detail = f"This link has a password: POST it to /s/{share.id} as the field password."
-        raise unauthorized(detail)
+        raise unauthorized("POST the link's password to its URL, as the field password.")
 
 
 def share_page(
@@ -15081,14 +15046,18 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
+    key, most = f"share {share.id}", MAX_SHARE_FAILURES
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if not app.logins.check(f"share {share.id}", request.client, given, stored):
-        if prefers(request.headers, "text/html", JSON_TYPE):
-            form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
-            return share_page(share, texts, form, 401)
-        raise unauthorized(SHARE_TEXTS["en"]["wrong"])
+    if not app.logins.check(key, request.client, given, stored, most=most):
+        wrong = unauthorized(SHARE_TEXTS["en"]["wrong"])
+        if not prefers(request.headers, "text/html", JSON_TYPE):
+            raise wrong
+        log_refusal(request, wrong)
+        form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
+        return share_page(share, texts, form, 401)
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
-    path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
+    path, what = f"/s/{share.id}", f"{share.id} {share.password}"
+    value = f"{SHARE_COOKIE}={expires}.{sign_until(app.share_key, what, expires)}"
     cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
     return Response(303, [("Location", request.reference(path)), cookie])
 
@@ -15240,7 +15209,7 @@ def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> by
     return made
 
 
-# -- trash ---------------------------------------------------------------------------------
+# -- Trash -------------------------------------------------------------------------------
 # What is softly deleted comes back, or goes for good: by the owner's commands, by who may change
 # it, and after TRASH_DAYS by itself.
 
@@ -15329,7 +15298,7 @@ def empty_my_trash(app: App, request: Request) -> Response:
     return Response(204)
 
 
-# -- files: uploads that can be resumed --------------------------------------------------
+# -- Files: uploads that can be resumed --------------------------------------------------
 # Each family's `is_target` route takes files that come in parts, too: its checks are made at the
 # beginning, as far as they need no content, and its handler gets the whole. Both protocols work
 # on one kind of upload.
@@ -15410,7 +15379,7 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=length, offset=None)
     request.has_upload = True
     parse_form(request, spec, texts)
-    check_upload(app, file, texts.get("filename", ""))
+    check_upload(request, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
         version = ("Upload-Draft-Interop-Version", head.draft)
@@ -15585,10 +15554,9 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     inner.principal, inner.family = request.principal, target.family
     inner.upload = incoming = transfer.whole()
     incoming.filename = texts.get("filename", "")
-    names = re.findall(r"{(\w+)", target.path)
     try:
         inner.fields = parse_form(inner, spec, texts)
-        answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
+        answer = target.handler(app, inner)
     except BaseException as error:
         for_good = isinstance(error, HTTPError) and error.status < 500
         passing = transfer.is_known and not for_good
@@ -15699,7 +15667,7 @@ def check_hashes(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, request.fields["sha256"]))
 
 
-# -- Metrics and the log of requests -------------------------------------------------------
+# -- Metrics and the log of requests -----------------------------------------------------
 # Prometheus' text format 0.0.4; what counts requests is of all workers together.
 
 Samples = Iterable[tuple[str, float]]  # what follows the metric's name, and the value
@@ -15800,12 +15768,12 @@ def get_metrics(app: App, request: Request) -> Response:
 def log_request(
     settings: Settings, head: RequestHead | None, peer: str, response: Response, seconds: float
 ) -> None:
-    """Write a line about an answer; of its query, which may hold a token, nothing."""
+    """Write a line about an answer, with nothing of its query, which may hold a token."""
     entry = {
         "time": format_time(time.time(), "milliseconds"),
         "address": client_address(head.headers, peer, settings.trusted_proxies) if head else peer,
         "method": head.method if head else "",
-        "path": head.path if head else "",
+        "path": loggable_path(head.path) if head else "",
         "status": response.status,
         "bytes": response.length,
         "seconds": round(seconds, 4),
@@ -16542,7 +16510,7 @@ def get_docs(app: App, request: Request) -> Response:
     return page_response(docs_page())
 
 
-# -- The gallery: its data -----------------------------------------------------------------
+# -- The gallery: its data ---------------------------------------------------------------
 # Groups (months, or folders) of items. A first answer tells each group's size and width, so that
 # a page knows its height before it has asked for what comes into view.
 
@@ -16869,7 +16837,8 @@ def open_unchanged(app: App, file: File) -> io.FileIO:
     raise ConnectionAbortedError("a file changed before it was sent")
 
 
-BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they turn a name's end around
+# They turn a name's end around (Unicode Standard Annex 9).
+BIDI_CONTROLS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 DRIVE = re.compile("^([A-Za-z]):")
 
 
@@ -16879,7 +16848,7 @@ def portable_name(name: str) -> str:
     >>> portable_name("C:a. "), portable_name("..")
     ('C_a', 'file')
     """
-    name = safe_name(DRIVE.sub(r"\1_", BIDI_CONTROLS.sub("", name)))
+    name = safe_name(DRIVE.sub(r"\1_", name.translate(BIDI_CONTROLS)))
     return name.rstrip(". ") or "file"
 
 
@@ -16905,7 +16874,7 @@ def take_name(name: str, taken: dict[str, Iterator[str]]) -> str:
     return free
 
 
-# -- The gallery: its page -----------------------------------------------------------------
+# -- The gallery: its page ---------------------------------------------------------------
 # A page for each language; `#` in a text stands for a number or a name. Another language is one
 # more table.
 
@@ -19019,9 +18988,15 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
-def print_json(value: Any) -> None:
-    """Print JSON in ASCII, which also carries names that are no UTF-8, as Python has them."""
-    print(json.dumps(value))
+def print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    """Print a table as lines with tabs, or as JSON: in ASCII, which carries names of any bytes."""
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    for row in rows:
+        size = {"size": format_size(row["size"])} if row.get("size") else {}
+        shown = ["-" if value in (None, "") else str(value) for value in {**row, **size}.values()]
+        print("\t".join(map(printable_line, shown)))
 
 
 class Call(NamedTuple):
@@ -19149,12 +19124,10 @@ def make_folders(settings: Settings) -> None:
     elif settings.database_dir.is_relative_to(settings.storage_dir):
         problem = f"{settings.storage_dir} is gone: is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
-    make_folder("DATABASE_DIR", settings.database_dir, 0o700)
-    make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
-    for name in ("upload_dir", "media_storage_dir", "users_dir"):
+    for name in ("database_dir", "database_url", "upload_dir", "media_storage_dir", "users_dir"):
         place = getattr(settings, name)
         if isinstance(place, Path):
-            make_folder(name.upper(), place, 0o700)
+            make_folder(name.upper(), place.parent if name == "database_url" else place, 0o700)
 
 
 def make_folder(setting: str, path: Path, mode: int) -> bool:
@@ -19173,12 +19146,6 @@ def need_storage(settings: Settings) -> None:
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
-
-
-def need_folders(settings: Settings) -> None:
-    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
-    need_storage(settings)
-    make_folders(settings)
 
 
 @contextlib.contextmanager
@@ -19207,6 +19174,7 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        file.close()
         stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
         problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
@@ -19259,7 +19227,8 @@ def print_token(
     It is `TS.SIG` of the contract; with any option, or if those are off, a scoped token.
     """
     if not settings.media_server_secret:
-        need_folders(settings)
+        need_storage(settings)
+        make_folders(settings)
         settings, _ = with_secrets(settings)
     secret, now = settings.media_server_secret, time.time()
     if settings.upload_tokens == "all" and not (scope or expires or limits):
@@ -19272,7 +19241,8 @@ def print_token(
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
-    need_folders(settings)
+    need_storage(settings)
+    make_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
 
 
@@ -19282,7 +19252,7 @@ def index_to_read(settings: Settings) -> contextlib.closing[Index]:
     if not settings.database_url.exists():
         raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
     index = Index(settings.database_url, query_only=True)
-    if index.read("PRAGMA user_version").fetchone()[0] != len(MIGRATIONS):
+    if index.value("PRAGMA user_version") != INDEX_VERSION:
         index.close()
         raise Refusal("another version of mediaserver made the index: start this one once")
     return contextlib.closing(index)
@@ -19292,45 +19262,55 @@ class Refusal(Exception):
     """A command cannot do what it was asked; the text says why."""
 
 
-def find_user(index: Index, name: str) -> User:
-    """The account with this username or e-mail."""
-    user = index.users.find(name)
-    if user is None:
-        raise Refusal(f"there is no account {name!r}")
-    return user
+@contextlib.contextmanager
+def opened_user(settings: Settings, name: str) -> Iterator[tuple[Index, User]]:
+    """Open the index and find the account with a username or an e-mail; Refusal for none."""
+    with opened_index(settings) as index:
+        user = index.users.find(name)
+        if user is None:
+            raise Refusal(f"there is no account {name!r}")
+        yield index, user
 
 
-@command("user list")
-def list_users(settings: Settings) -> None:
+@command("user list", "", AS_JSON)
+def list_users(settings: Settings, as_json: bool = False) -> None:
     """List the accounts, and what their files take."""
     with opened_index(settings) as index:
-        for user in index.users.all():
-            state = "active" if user.is_active else "disabled"
-            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
-            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
-            print("\t".join(word if word.isprintable() else ascii(word) for word in words))
+        rows = [
+            {
+                "id": user.id,
+                "email": user.email,
+                "username": user.username,
+                "state": "active" if user.is_active else "disabled",
+                "size": index.users.stored_bytes(user.id),
+                "permissions": user.permissions,
+            }
+            for user in index.users.all()
+        ]
+    print_rows(rows, as_json)
 
 
-def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[str]) -> None:
+def change_permissions(
+    settings: Settings, name: str, *, add: Set[str] = frozenset(), drop: Set[str] = frozenset()
+) -> None:
     """Add and drop permissions of an account; Refusal for one that there is not."""
     if unknown := sorted((add | drop) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
         raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
 @command("user grant", "NAME PERMISSION...")
 def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     """Give permissions from the next token on."""
-    change_permissions(settings, name, set(words), set())
+    change_permissions(settings, name, add=set(words))
 
 
 @command("user revoke", "NAME PERMISSION...")
 def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     """Take permissions from the next token on."""
-    change_permissions(settings, name, set(), set(words))
+    change_permissions(settings, name, drop=set(words))
 
 
 def read_password() -> str:
@@ -19353,20 +19333,17 @@ def read_password() -> str:
     return password
 
 
-@command("user sessions", "NAME")
-def list_user_sessions(settings: Settings, name: str) -> None:
+@command("user sessions", "NAME", AS_JSON)
+def list_user_sessions(settings: Settings, name: str, as_json: bool = False) -> None:
     """List where an account is logged in."""
-    with opened_index(settings) as index:
-        for session in index.sessions.of_user(find_user(index, name).id, time.time()):
-            words = session_json(session).values()
-            print("\t".join(printable_line(word) or "-" for word in words))
+    with opened_user(settings, name) as (index, user):
+        print_rows(map(session_json, index.sessions.of_user(user.id, time.time())), as_json)
 
 
 @command("user logout", "NAME")
 def logout_user(settings: Settings, name: str) -> None:
     """End all of an account's sessions."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         count = index.write(lambda db: index.sessions.end_all(db, user.id))
     print(f"{count} sessions ended; access tokens that are out expire by themselves")
 
@@ -19374,34 +19351,28 @@ def logout_user(settings: Settings, name: str) -> None:
 @command("user passwd", "NAME")
 def set_user_password(settings: Settings, name: str) -> None:
     """Set a password and end all sessions."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
+    with opened_user(settings, name) as (index, user):
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
         index.failures.clear(login_key(user, name))
 
 
-def set_active(settings: Settings, name: str, active: bool) -> None:
-    """Let an account in, or keep it out."""
-    with opened_index(settings) as index:
-        user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, active))
-
-
 @command("user disable", "NAME")
 def disable_user(settings: Settings, name: str) -> None:
-    """Refuse an account's logins and tokens."""
-    set_active(settings, name, False)
+    """Refuse an account's logins and tokens, and end its links."""
+    with opened_user(settings, name) as (index, user):
+        index.write(lambda db: index.users.set_active(db, user, False))
 
 
 @command("user enable", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     """Let a disabled account in again."""
-    set_active(settings, name, True)
+    with opened_user(settings, name) as (index, user):
+        index.write(lambda db: index.users.set_active(db, user, True))
 
 
-# -- verify --------------------------------------------------------------------------------
+# -- Verify ------------------------------------------------------------------------------
 
 PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
@@ -19426,9 +19397,9 @@ class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
     def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
-        """`total` in bytes, `rate` in bytes a second; `silent` prints no results."""
+        """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
-        self._silent = silent
+        self.silent = silent
         self._total = total
         self._rate = rate
         self._began = time.monotonic()
@@ -19459,18 +19430,20 @@ class Progress:
         left = (self._total - self.done) / self.done * self.seconds if self.done else 0
         share = min(100 * self.done // max(self._total, 1), 100)
         text = f"{share} % of {format_size(self._total)}, {self.speed}, {left:.0f} s left"
+        if not self._redraw(text):
+            warn(text)
+
+    def _redraw(self, text: str = "") -> bool:
+        """Write over the line that shows the progress, if this is a terminal; whether it is."""
         if self._terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
-        else:
-            warn(text)
+        return self._terminal
 
     def say(self, text: str) -> None:
         """Print a line of the result, not behind the line that shows the progress."""
-        if self._terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        if not self._silent:
+        self._redraw()
+        if not self.silent:
             print(printable_line(text), flush=True)
 
 
@@ -19512,19 +19485,20 @@ class Verifier:
         self._named: set[tuple[str, str]] = set()
         self.files = 0
 
-    @property
-    def ok(self) -> bool:
-        """Return whether no problem was found."""
-        return not any(self.found[word] for word in PROBLEMS)
-
-    def summary(self) -> str:
-        """Return in a line what was found."""
+    def report(self, what: str, **more: Any) -> int:
+        """Say what was done and found, with `more` where as JSON; return the exit status."""
         counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
-        return ", ".join(counts) or "all is as it was taken in"
+        self._progress.say(f"{what}: {', '.join(counts) or 'all is as it was taken in'}")
+        is_well = not any(self.found[word] for word in PROBLEMS)
+        if self._progress.silent:
+            done, seconds = self._progress.done, self._progress.seconds
+            figures = {"ok": is_well, "files": self.files, "bytes": done, "seconds": seconds}
+            print(json.dumps({**figures, **self.found, **more}))
+        return int(not is_well)
 
     def run(self, shelves: Sequence[Shelf]) -> None:
         """Check all that is known, and name what is not."""
-        problem = self._index.read("PRAGMA quick_check(1)").fetchone()[0]
+        problem = self._index.value("PRAGMA quick_check(1)")
         if problem != "ok":
             self._note("damaged", str(self._index.path), problem)
         for folder in self._folders.values():
@@ -19652,15 +19626,10 @@ def verify(
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
     read = f"{format_size(progress.done)} read at {progress.speed}"
-    progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
-    if as_json:
-        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
-        value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
-        print_json(value)
-    return 0 if verifier.ok else 1
+    return verifier.report(f"{verifier.files} files, {read}", duplicates=duplicates)
 
 
-# -- backup and restore --------------------------------------------------------------------
+# -- Backup and restore ------------------------------------------------------------------
 # A backup is a folder that can be served, with everything in its default place. Its name ends
 # with PARTIAL until it is whole, and so does that of an index whose files are being restored:
 # one that was interrupted is found by it, and goes on.
@@ -19723,10 +19692,10 @@ class Copier(Verifier):
             self.others[file.root, file.path] = sha256
         return sha256
 
-    def report(self, what: str) -> None:
-        """Say what was copied, and what was found."""
+    def report(self, what: str, **more: Any) -> int:
+        """Say what was copied, too."""
         copied = f"{format_size(self.copied)} copied in {self._progress.seconds:.0f} s"
-        self._progress.say(f"{what}, {copied}: {self.summary()}")
+        return super().report(f"{what}, {copied}", copied=self.copied, **more)
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file, byte for byte."""
@@ -19788,7 +19757,7 @@ class BackupCopier(Copier):
             return False
         (index, folders), target = self.earlier, self.targets[file.root]
         with contextlib.suppress(OSError, ValueError, sqlite3.Error):
-            for other in index.files.holding(file.sha256):
+            for other, _ in index.files.with_content(file.sha256):
                 found = folders[other.root].stat(other.path)
                 times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
                 if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
@@ -19860,8 +19829,8 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
                 data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
-@command("backup", "DEST")
-def backup(settings: Settings, dest: str) -> int:
+@command("backup", "DEST", AS_JSON)
+def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
     """Copy everything into a dated folder in DEST, while the server runs.
 
     Returns 1 if some file is not as it was taken in.
@@ -19876,7 +19845,7 @@ def backup(settings: Settings, dest: str) -> int:
         own = backup_settings(settings, begun)
         own.storage_dir.mkdir(0o700, exist_ok=True)
         own.database_dir.mkdir(0o700, exist_ok=True)
-        progress = Progress(index.files.total_size())
+        progress = Progress(index.files.total_size(), silent=as_json)
         copier = BackupCopier(index, sources, fillable_folders(own), progress)
         for last in backups_in(destination)[-1:]:
             before = backup_settings(settings, last)
@@ -19888,8 +19857,7 @@ def backup(settings: Settings, dest: str) -> int:
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copier.report(f"{place}: {copier.files} files")
-    return 0 if copier.ok else 1
+    return copier.report(f"{place}: {copier.files} files", place=str(place))
 
 
 def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
@@ -20022,8 +19990,8 @@ def need_empty(settings: Settings, resumed: bool) -> None:
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
-@command("restore", "SOURCE")
-def restore(settings: Settings, source: str) -> int:
+@command("restore", "SOURCE", AS_JSON)
+def restore(settings: Settings, source: str, as_json: bool = False) -> int:
     """Bring a backup back into an empty STORAGE_DIR and verify it.
 
     Returns 1 if some file is not as it should be.
@@ -20037,7 +20005,7 @@ def restore(settings: Settings, source: str) -> int:
             kept.count_rows()  # or it is none
             kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
-            progress = Progress(index.files.total_size())
+            progress = Progress(index.files.total_size(), silent=as_json)
             copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
             copier.check_rest()
@@ -20045,10 +20013,10 @@ def restore(settings: Settings, source: str) -> int:
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings, restored=copier)
+    return verify(settings, as_json, restored=copier)
 
 
-# -- migrate
+# -- Migrate -----------------------------------------------------------------------------
 
 # The setting of each, its root in the index, and what its paths there begin with
 FAMILY_PLACES = {
@@ -20085,8 +20053,10 @@ class Mover(Copier):
         return super()._judge(file)
 
 
-@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place))
-def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -> int:
+@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place), AS_JSON)
+def migrate(
+    settings: Settings, family: str, to: Path | S3Place | None = None, as_json: bool = False
+) -> int:
     """Copy the files of a root to PLACE, while the server runs.
 
     Returns 1 if one that was copied is not as it was taken in.
@@ -20100,18 +20070,19 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
         if source.path != target.path:  # else they share the server's own `.incoming/`
             target.recover(lambda name: True)
         files = (file for file in index.files.of_root(root) if file.path.startswith(below))
-        progress = Progress(sum(file.size for file in files))
+        progress = Progress(sum(file.size for file in files), silent=as_json)
         mover = Mover(index, source, target, progress, below=below)
         for _ in range(MAX_ROUNDS):
             before = mover.copied
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    mover.report(f"{mover.files} files of {family}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
-    progress.say(f"{first}start the server with {place}")
-    return 0 if mover.ok else 1
+    then = f"{first}start the server with {place}"
+    status = mover.report(f"{mover.files} files of {family}", then=then)
+    progress.say(then)
+    return status
 
 
 def moved_settings(settings: Settings, name: str, to: Path | S3Place) -> Settings:
@@ -20142,7 +20113,7 @@ def server_is_stopped(settings: Settings) -> Iterator[bool]:
         yield True
 
 
-# -- trash
+# -- Trash -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -20158,17 +20129,13 @@ def opened_app(settings: Settings) -> Iterator[App]:
 def list_trash(settings: Settings, as_json: bool = False) -> None:
     """List what is softly deleted.
 
-    The oldest first: kind, id, time, bytes, owner, name.
+    The oldest first: kind, id, time, size, owner, name.
     """
     with index_to_read(settings) as index:
         found = index.trash.all()
-    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
-    if as_json:
-        print_json(values)
-    for value in () if as_json else values:
-        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
-        words = ["-" if value[name] is None else str(value[name]) for name in order]
-        print("\t".join(map(printable_line, words)))
+    rows = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+    print_rows([{name: row[name] for name in order} for row in rows], as_json)
 
 
 @command("trash restore", "ID...")
@@ -20180,16 +20147,22 @@ def restore_trash(settings: Settings, *ids: str) -> None:
         raise Refusal(f"not in the trash: {', '.join(unknown)}")
 
 
-@command("trash empty", "", Option("older_than", "DAYS", parse_days))
-def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+@command("trash empty", "", Option("older_than", "DAYS", parse_days), AS_JSON)
+def empty_trash_now(
+    settings: Settings, older_than: float | None = None, as_json: bool = False
+) -> None:
     """Remove for good what is softly deleted."""
     until = math.inf if older_than is None else time.time() - older_than * 86400
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
-    print(f"{len(removed)} removed, {format_size(sum(item.size for item in removed))}")
+    size = sum(item.size for item in removed)
+    if as_json:
+        print(json.dumps({"removed": [item.id for item in removed], "bytes": size}))
+    else:
+        print(f"{len(removed)} removed, {format_size(size)}")
 
 
-# -- import
+# -- Import ------------------------------------------------------------------------------
 
 
 class Destination(NamedTuple):
@@ -20218,6 +20191,10 @@ class Result(NamedTuple):
     detail: str  # where it is, or why
 
 
+class NotTaken(Exception):
+    """Something cannot be taken in; the text says why."""
+
+
 def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
     """Yield what has become of one thing; Refusal where the others would fail like it."""
     try:
@@ -20226,7 +20203,9 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
-    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+    except NotTaken as error:
+        yield what, Result("failed", str(error))
+    except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
 
 
@@ -20257,10 +20236,36 @@ def import_files(
         keep = functools.partial(folder.keep, names=free)
         return Result("new", copy_file(origin, file, folder, keep))
 
+    seen = set[str]()
     for path, _ in origin.walk(bool, unreadable):
-        yield from attempt(name := os.fsdecode(path), functools.partial(take, name))
-    for path in unreadable:
-        yield os.fsdecode(path), Result("failed", "it cannot be read")
+        seen.add(name := os.fsdecode(path))
+        yield from attempt(name, functools.partial(take, name))
+    seen.update(map(os.fsdecode, unreadable))
+    why = "passed over: hidden, a link, beside .nomedia, or the server's own"
+    yield from tell_rest(Path(origin.path), seen, bool, why)
+
+
+def tell_rest(
+    source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
+) -> Iterator[tuple[str, Result]]:
+    """Yield what else is in a source: wanted files, and folders with their number of them."""
+    looked_into = {path[:end] for path in seen for end, each in enumerate(path) if each == "/"}
+    unreadable: list[OSError] = []
+    for folder, folders, files in os.walk(source, onerror=unreadable.append):
+        above = os.path.relpath(f"{folder}/_", source)[:-1]
+        links = [name for name in folders if os.path.islink(f"{folder}/{name}")]
+        for path in sorted(f"{above}{name}" for name in files + links):
+            if path not in seen and wanted(os.fsencode(path)):
+                yield path, Result("left", why)
+        folders[:] = sorted({*folders} - {*links})
+        for path in [f"{above}{name}" for name in folders if f"{above}{name}" not in looked_into]:
+            folders.remove(posixpath.basename(path))
+            inner = itertools.chain.from_iterable(each[2] for each in os.walk(source / path))
+            count = sum(bool(wanted(os.fsencode(name))) for name in inner)
+            if count and f"{path}/" not in seen:
+                yield f"{path}/", Result("left", f"{count} files, {why}")
+    for error in unreadable:
+        yield os.path.relpath(error.filename, source), Result("failed", "it cannot be read")
 
 
 def find_copy(
@@ -20307,22 +20312,42 @@ MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
 
 
-def read_tables(source: Path) -> dict[str, list[Row]]:
-    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+HINT = "--into library takes in a folder's files alone"
+
+
+def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Result]]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder.
+
+    And what is told of their other tables, of which those with passwords are accounts.
+    """
     tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    others: dict[str, list[Row]] = {}
     readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
                ".json": read_dump}  # fmt: skip
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if read := readers.get(os.path.splitext(name)[1]):
-                for table, row in read(Path(folder, name)):
-                    tables[table].append(row)
-    return tables
+        for path in (Path(folder, name) for name in sorted(files)):
+            if (read := readers.get(path.suffix)) and path.is_file():
+                try:
+                    for table, row in read(path):
+                        other = f"table {table} of {path.relative_to(source)}"
+                        tables.get(table, others.setdefault(other, [])).append(row)
+                except (OSError, sqlite3.Error) as error:
+                    raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
+    told = []
+    for other, rows in others.items():
+        result = Result("left", f"rows that have no place here: {len(rows)}")
+        if any("password" in name.lower() for row in rows for name in row):
+            result = Result("failed", f"accounts that are none of media_handler's: {len(rows)}")
+        told += [(other, result)] if rows else []
+    return tables, told
 
 
 def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it.
+
+    Of tables that are none of SOURCE_TABLES the rows have names only.
+    """
     import tempfile
 
     with open(path, "rb") as file:
@@ -20334,35 +20359,36 @@ def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
                 shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
         with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
             db.row_factory = sqlite3.Row
-            try:
-                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
-                for table in SOURCE_TABLES:
+            found = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            usual = " AND name NOT LIKE 'sqlite!_%' ESCAPE '!' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+            for (table,) in db.execute(found + usual).fetchall():
+                quoted = '"{}"'.format(table.replace('"', '""'))
+                if table in SOURCE_TABLES:
                     order = "transaction_id" if table.endswith("_version") else "id"
-                    sql = f"SELECT * FROM {table} ORDER BY {order}"
-                    for row in db.execute(sql) if table in known else ():
+                    for row in db.execute(f"SELECT * FROM {quoted} ORDER BY {order}"):
                         yield table, dict(row)
-            except sqlite3.Error as error:
-                hint = "--into library takes in a folder's files alone"
-                raise Refusal(f"{path} cannot be read: {error}; {hint}") from None
+                else:
+                    names = [row["name"] for row in db.execute(f"PRAGMA table_info({quoted})")]
+                    count = db.execute(f"SELECT count(*) FROM {quoted}").fetchone()[0]
+                    yield from itertools.repeat((table, dict.fromkeys(names)), count)
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
-    if path.stat().st_size > MAX_DUMP_BYTES:
-        return
-    text = path.read_bytes()
+    """Yield table and row of a file that `manage.py dumpdata` has written."""
+    with open(path, "rb") as file:
+        text = file.read(MAX_DUMP_BYTES + 1)
     try:
-        items = json.loads(text)
+        items = json.loads(text) if len(text) <= MAX_DUMP_BYTES else None
+        is_read = items is not None
     except (ValueError, RecursionError):
-        if b'"model"' not in text[:1000]:
-            return
-        hint = "--into library takes in a folder's files alone"
-        raise Refusal(f"{path} looks like a dump, but cannot be read; {hint}") from None
-    for item in items if isinstance(items, list) else ():
-        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
-        if table in SOURCE_TABLES:
-            row = {"id": item["pk"], **item["fields"]}
-            yield table, row | {"collection_id": row.get("collection")}
+        is_read = False
+    if not is_read and b'"model"' in text[:1000]:
+        raise Refusal(f"{path} looks like a dump, but cannot be read, or is too large; {HINT}")
+    for item in items if is_read and isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(fields := item.get("fields", {}), dict):
+            row = {"id": item.get("pk"), **fields, "collection_id": fields.get("collection")}
+            if "model" in item:
+                yield str(item["model"]).replace(".", "_"), row
 
 
 def read_time(value: object) -> float:
@@ -20410,6 +20436,12 @@ class RecordImporter:
         for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
             for row in self._tables[table]:
                 yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+        for id in self._histories.keys() - {row["id"] for row in self._tables["entities"]}:
+            yield f"entity {id}", Result("left", "it was deleted there")
+        rows = itertools.chain.from_iterable(self._tables.values())
+        named = {self._find(row.get("file") or row.get("file_path")) for row in rows}
+        source, found = Path(self._origin.path), set(filter(None, named))
+        yield from tell_rest(source, found, is_media_name, "no record names it")
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
@@ -20425,8 +20457,7 @@ class RecordImporter:
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
             hint = " (--join if that is the same person)" if taken == ["email"] else ""
-            reason = f"another account has its {', '.join(taken)}{hint}"
-            return Result("failed", f"{email}: {reason}")
+            raise NotTaken(f"{email}: another account has its {', '.join(taken)}{hint}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20436,34 +20467,41 @@ class RecordImporter:
                 users.set_active(db, user, False)
             return user
 
-        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        added = self._write(add)
+        self._users[row["id"]] = added.id if added else row["id"]
         is_read = str(row["password"]).startswith("pbkdf2_sha256$")
-        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+        had_rights = row.get("is_staff") or row.get("is_superuser")
+        notes = ["set its password (user passwd)"] * (not is_read)
+        notes += ["its staff rights are not taken over (user grant)"] * bool(had_rights)
+        return Result("new", ": ".join([email, ", ".join(notes)] if notes else [email]))
 
-    def _owner(self, id: int) -> int | None:
-        """The account here of a user there; None where it is not certain who that is."""
-        if self._tables["accounts_customuser"] or self._index.users.get(id):
-            return self._users.get(id)
-        return id  # accounts are elsewhere, and tokens carry the id
+    def _write(self, apply: Callable[[Database], T]) -> T | None:
+        """Write to the index, unless this is a trial."""
+        return None if self._is_trial else self._index.write(apply)
+
+    def _owner(self, id: int) -> int:
+        """The account here of a user there; NotTaken where it is not certain who that is."""
+        if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
+            return id  # accounts are elsewhere, and tokens carry the id
+        if id not in self._users:
+            raise NotTaken("whose it is, is not certain: take in the accounts' database with it")
+        return self._users[id]
 
     def _take_collection(self, row: Row) -> Result:
-        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        id = str(uuid.UUID(row["id"]))
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
-        if owner is None:
-            return Result("failed", NO_OWNER)
+        owner, name, description = self._owner(row["user"]), row["name"], row["description"]
         times = read_time(row["created_at"]), read_time(row["updated_at"])
-        collection = Collection(id, owner, row["name"], row["description"], *times)
-        if not self._is_trial:
-            self._index.write(lambda db: self._index.collections.put(db, collection))
+        collection = Collection(id, owner, name, description, *times)
+        self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 
     def _take_media(self, row: Row) -> Result:
-        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        id = str(uuid.UUID(row["id"]))
         if self._index.media.is_known(id):
             return Result("here", row["name"])
-        if owner is None:
-            return Result("failed", NO_OWNER)
+        owner = self._owner(row["user"])
         path, file = self._find(row.get("file")), None
         if not self._is_trial and path:
             names = numbered_names(f"{owner}/{row['file']}")
@@ -20485,8 +20523,7 @@ class RecordImporter:
             if row["is_deleted"]:
                 self._index.media.hide(db, owner, id, times[1])
 
-        if not self._is_trial:
-            self._index.write(put)
+        self._write(put)
         return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
 
     def _take_entity(self, row: Row) -> Result:
@@ -20497,23 +20534,19 @@ class RecordImporter:
         path = self._find(row["file_path"])
         found = self._describe(path, 0.0) if path else None
         sha256 = found[0].sha256 if found else ""
-        if problem := self._entity_problem(id, sha256):
-            return Result("failed", problem)
+        self._check_entity(id, sha256)
         files: dict[str | None, Located | None] = {}
         for each in () if self._is_trial else history:
             files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
 
-        def put(db: Database) -> str:
-            if problem := self._entity_problem(id, sha256, db):
-                return problem  # the server has been faster
+        def put(db: Database) -> None:
+            self._check_entity(id, sha256, db)  # the server may have been faster
             for file in filter(None, files.values()):
                 self._index.files.put(db, *file)
             versions = [entity_of(each, files[each["file_path"]]) for each in history]
             self._index.entities.adopt(db, versions)
-            return ""
 
-        if not self._is_trial and (problem := self._index.write(put)):
-            return Result("failed", problem)
+        self._write(put)
         fate = self._fate(row["file_path"], path)
         return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
 
@@ -20527,12 +20560,11 @@ class RecordImporter:
         is_whole = versions and all(versions[-1][name] == row[name] for name in told)
         return versions if is_whole else [*versions, row]
 
-    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
-        """Why an entity cannot be taken in, or nothing."""
+    def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
-            return "another entity has its id here"
-        holder = self._index.entities.holder(sha256, db) if sha256 else None
-        return f"entity {holder} has the same content" if holder else ""
+            raise NotTaken("another entity has its id here")
+        if sha256 and (holder := self._index.entities.holder(sha256, db)):
+            raise NotTaken(f"entity {holder} has the same content")
 
     def _take_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
@@ -20566,9 +20598,6 @@ class RecordImporter:
         return kept or copy_file(self._origin, found[0], folder, keep, md5)
 
 
-NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
-
-
 def entity_of(row: Row, file: Located | None) -> Entity:
     """A version of an entity as CoLAN's media store has it."""
     return Entity(
@@ -20595,10 +20624,12 @@ def choose_destination(source: Path, family: str) -> Destination:
 @command(
     "import", "SOURCE",
     Option("into", "FAMILY", one_of(*DESTINATIONS, *RECORDS)), Option("dry_run"), Option("join"),
+    AS_JSON,
 )  # fmt: skip
 def import_source(
-    settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
-) -> int:
+    settings: Settings, source: str, into: str = "", *, dry_run: bool = False, join: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
     """Copy another program's pictures here, with their names and times.
 
     Prints what becomes of every file or record, and where it is or why; returns 1 if one failed.
@@ -20608,17 +20639,20 @@ def import_source(
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    tables = {} if into in DESTINATIONS else read_tables(place)
+    tables, others = ({}, []) if into in DESTINATIONS else read_tables(place)
     with opened_app(settings) as app:
         inner = [each.path for each in app.folders.values()]
         origin = Folder(
             "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
+        outcomes: Iterable[tuple[str, Result]]
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
             records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
-            outcomes = records.run()
+            outcomes = itertools.chain(others, records.run())
+        elif unknown := [what for what, (word, _) in others if word == "failed"]:
+            raise Refusal(f"{unknown[0]} has accounts that are none of media_handler's; {HINT}")
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"
@@ -20631,7 +20665,8 @@ def import_source(
                               " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
             outcomes = import_files(origin, folder, destination, dry_run)
-        counts = tell_outcomes(outcomes)
+        counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+        print_rows(count_outcomes(outcomes, counts), as_json)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
@@ -20649,13 +20684,13 @@ def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, 
         need_disk(folder)
 
 
-def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
-    """Print what becomes of each thing, and count it."""
-    counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+def count_outcomes(
+    outcomes: Iterable[tuple[str, Result]], counts: dict[str, int]
+) -> Iterator[dict[str, str]]:
+    """Yield what becomes of each thing as a row, and count it."""
     for what, (word, detail) in outcomes:
         counts[word] += 1
-        print("\t".join(map(printable_line, (word, what, detail))))
-    return counts
+        yield {"outcome": word, "name": what, "detail": detail}
 
 
 # -- The server's processes --------------------------------------------------------------
@@ -20849,6 +20884,9 @@ LISTEN_HINTS: Mapping[int | None, str] = {
 @command("serve")
 def serve(settings: Settings) -> None:
     """Run the server, until SIGTERM or SIGINT (the default)."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it listens there is nothing to finish
+        signal.signal(number, lambda number, frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     for descriptor in range(3):  # one that was closed would be a file's or a client's
         try:
             os.fstat(descriptor)
@@ -20881,19 +20919,35 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
+    if not settings.quiet:
+        warn("stopped, as it was told to")
     lock.close()
     os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
-    app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    for _ in range(
+        2
+    ):  # an index in which damage is met is marked, and put aside when it is opened
+        with contextlib.closing(open_index(settings.database_url)) as index:
+            try:
+                return recover_files(App(settings, index, thumbnails, SharedProgress()))
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+    raise SettingError("DATABASE_URL", "the index is damaged again and again: does the disk fail?")
+
+
+def recover_files(app: App) -> None:
+    """Undo what a crash left half done on disk."""
+    thumbnails = app.thumbnails
     if app.index.get_meta("decoders") != thumbnails.description:
         app.index.assets.retry_thumbnails()
         app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
-    if not settings.read_only:
+    if not app.settings.read_only:
         resumed = app.uploads.recover()
         # To one that was just made, or made anew for a lost one, all files are unknown: all stay.
         is_new = app.index.get_meta("recovered") is None
@@ -20901,7 +20955,6 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
             find = functools.partial(app.index.files.get, folder.name)
             folder.recover((lambda name: True) if is_new else find, resumed)
         app.index.set_meta("recovered", "1")
-    app.index.close()
 
 
 def run_server(
@@ -21054,7 +21107,7 @@ def show_upload(settings: Settings, generated: Sequence[str], place: str) -> Non
 
 def is_in_dotenv(secret: str) -> bool:
     """Whether commands in this folder find the secret of upload tokens in its `.env`."""
-    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+    return read_dotenv(Path(".env"), {}, told=False).get("MEDIA_SERVER_SECRET") == secret
 
 
 def token_command(settings: Settings) -> str:
@@ -21085,7 +21138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = parse_command_line(given)
         run = call.command.run
         if run is not serve:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with usable_places(call.settings):
             return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:

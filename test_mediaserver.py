@@ -71,8 +71,8 @@ DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
-    "rclone", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
-    "wget",
+    "rclone", "rsync", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare",
+    "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -336,7 +336,7 @@ for line in sys.stdin:
         os.environ.update(environment)
         os.chdir(folder)
         time.tzset()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, program.SIGNALS - {signal.SIGCHLD})
         sys.exit(program.main())
 """
 
@@ -815,7 +815,54 @@ def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
     data.mkdir(parents=True)
     os.mkfifo(data / "secrets.env")
     ended = run_program("--storage_dir", data.parent, "--port", "0", cwd=tmp_path)
-    assert (ended.returncode, "DATABASE_DIR" in ended.stderr) == (2, True)
+    assert (ended.returncode, "secrets.env: cannot be read" in ended.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "said"), [(".env", ".env"), ("key.pem", "PUBLIC_KEY_PATH")])
+def test_a_pipe_in_a_file_s_place_holds_up_no_start(tmp_path, name, said):
+    os.mkfifo(tmp_path / name)
+    ended = run_program(
+        "--storage_dir", "x", "--port", "0", cwd=tmp_path,
+        **({"PUBLIC_KEY_PATH": name} if name == "key.pem" else {}),
+    )  # fmt: skip
+    assert (ended.returncode, said in ended.stderr, "pipe" in ended.stderr) == (2, True, True)
+
+
+@pytest.mark.parametrize(("command", "version"), [("serve", 0), ("serve", 3), ("trash empty", 0)])
+def test_another_program_s_database_is_no_index_and_stays_as_it_is(tmp_path, command, version):
+    theirs = tmp_path / "theirs.sqlite3"
+    (tmp_path / "x").mkdir()
+    make_database(theirs, {"user": [{"id": 1, "name": "x"}], "django_migrations": [{"id": 1}]})
+    with contextlib.closing(sqlite3.connect(theirs)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    before = theirs.read_bytes()
+    words = (*command.split(), "--storage_dir", "x", *(["--port", "0"] * (command == "serve")))
+    ended = run_program(*words, cwd=tmp_path, DATABASE_URL=f"sqlite:///{theirs}")
+    assert (ended.returncode, "another program's" in ended.stderr) == (2, True)
+    assert theirs.read_bytes() == before
+    assert not {path.name for path in tmp_path.iterdir()} - {"x", theirs.name}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_is_told_to_stop_says_so_in_one_line(start, workers):
+    running = start(workers=workers)
+    assert "stopped" not in running.log
+    running.stop()
+    assert running.log.endswith("\nmediaserver: stopped, as it was told to\n")
+
+
+def test_a_line_of_a_dotenv_that_cannot_be_read_is_told_once(tmp_path):
+    (tmp_path / ".env").write_text("QUIET=false\n=x\n")
+    environment = {**BARE_ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, PROGRAM, "--storage_dir", "x", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        said = ""
+        while "upload a picture" not in said:
+            said += process.stderr.readline()
+        process.terminate()
+    assert said.count("mediaserver: .env: cannot read the line that begins at '=x'") == 1
 
 
 def test_a_folder_may_stand_alone(settings_of, capsys, monkeypatch):
@@ -1010,14 +1057,40 @@ def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, worker
     assert running.process.wait(DEADLINE) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@contextlib.contextmanager
+def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in which the program has begun: Python itself has, and it has read the file."""
+    command = [sys.executable, PROGRAM, *options]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.exists():
+            pytest.skip("needs /proc")
+        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")
+        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
+    tmp_path, number, command
+):
+    with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
+        process.send_signal(number)
+        code = process.wait(DEADLINE)
+        assert code == 0 if command == "serve" else code in {-number, 130}
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_sighup_ends_no_service_while_python_begins():
+    unit = (HERE / "mediaserver.service").read_text()
+    before = re.search("^ExecStart=(.*)/usr/bin/python3 ", unit, re.MULTILINE)[1].split()
+    assert said_by(*before, "sh", "-c", "kill -HUP $$; echo alive") == (0, "alive\n")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_ends_nothing_at_any_moment_and_a_flood_of_it_is_cheap(tmp_path, workers):
-    command = [sys.executable, PROGRAM, tmp_path, "--port", "0", "--workers", workers]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        status = Path(f"/proc/{process.pid}/status")
-        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")  # Python itself has begun
-        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+    with begun(tmp_path, str(tmp_path), "--port", "0", "--workers", workers) as process:
         flood = threading.Event()
 
         def send() -> None:
@@ -1195,15 +1268,15 @@ def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str],
 
 def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
     key = ms.derive_key("secret", "file url")
-    signature, expires = ms.sign_file(key, "a-b", int(NOW)), str(int(NOW))
-    assert ms.verify_file_signature(key, "a-b", expires, signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", expires, signature, NOW + 1)
-    assert not ms.verify_file_signature(key, "a-c", expires, signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", str(int(NOW) + 9), signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", "1e99", signature, NOW)
-    assert not ms.verify_file_signature(key, "a-b", expires, "é\ud800", NOW)
+    signature, expires = ms.sign_until(key, "a-b", int(NOW)), str(int(NOW))
+    assert ms.verify_until(key, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(key, "a-b", expires, signature, NOW + 1)
+    assert not ms.verify_until(key, "a-c", expires, signature, NOW)
+    assert not ms.verify_until(key, "a-b", str(int(NOW) + 9), signature, NOW)
+    assert not ms.verify_until(key, "a-b", "1e99", signature, NOW)
+    assert not ms.verify_until(key, "a-b", expires, "é\ud800", NOW)
     other = ms.derive_key("secret", "page url")
-    assert not ms.verify_file_signature(other, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(other, "a-b", expires, signature, NOW)
 
 
 # --- Passwords
@@ -3141,7 +3214,7 @@ def index(tmp_path: Path) -> Iterator[ms.Index]:
 def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
     """How SQLite goes about each SELECT that `ask` has the index run."""
     run, read = [], index.read
-    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    index.read = lambda sql, *values, db=None: run.append((sql, values)) or read(sql, *values)
     ask()
     del index.read
     selects = [(sql, values) for sql, values in run if sql.startswith("SELECT")]
@@ -3180,7 +3253,7 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
 
 
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -3224,7 +3297,9 @@ def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
 def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
     counted: list[str] = []
     read = index.read
-    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    monkeypatch.setattr(
+        index, "read", lambda *given, **db: counted.append(given[0]) or read(*given, **db)
+    )
     assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
     assert len([sql for sql in counted if "count(*)" in sql]) == 1
     index.set_meta("x", "1")
@@ -3263,14 +3338,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     spare = ms.SpareSpace(tmp_path / "index")
     held = tmp_path / "index-spare"
     spare.hold()
-    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert (held.stat().st_size, spare.missed_at) == (ms.SPARE_BYTES, None)
     assert spare.give_up()
-    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (False, True)
+    assert (held.exists(), spare.missed_at is None, spare.give_up()) == (False, False, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at is None) == (False, False)
     monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (True, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at) == (True, None)
 
 
 def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
@@ -5307,7 +5382,7 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
     scanning, monkeypatch
 ):
-    watcher, go, begun = ms.Watcher(scanning.folder, scanning.scanner), threading.Event(), []
+    watcher, go, begun = ms.Watcher(scanning.folder, [], scanning.scanner), threading.Event(), []
 
     def is_missing() -> bool:
         begun.append(go.wait(DEADLINE))
@@ -6758,11 +6833,12 @@ def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(
         body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
         body.send(post("/slow", 2) + b"a")
         head.send(b"GET /")
-        for raw in reversed(idle):
+        for number, raw in enumerate(reversed(idle), 1):
             raw.send(get_line("/a"))
             assert raw.answer().status == 200
-        expected = {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
-        wait_until(lambda: states(bare_server) == expected)
+            wait_until(lambda number=number: states(bare_server)[ms.State.IDLE] == number)
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        assert states(bare_server) == {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
         for raw in (*reversed(idle), head, body):
             assert bare_server.connections.make_room()
             assert raw.is_closed()
@@ -10109,7 +10185,8 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         assert told == ("new" in outcomes and not options)
         return outcomes
 
-    all_in, left = ["2019/ü a.png", "b.gif"], ["2019/fake.jpg", "note.txt"]
+    all_in = ["2019/ü a.png", "b.gif"]
+    left = ["2019/fake.jpg", "note.txt", "link.png", ".thumbnails/"]
     assert imported("--dry-run") == {"new": all_in, "left": left}
     assert not (running.storage / "imported").exists()
     assert imported() == {"new": all_in, "left": left}
@@ -10120,6 +10197,57 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         assert copy.stat().st_mtime_ns == (source / name).stat().st_mtime_ns
     running.rescan()
     assert running.get(f"/image/{sha256(content['b.gif'])}").body == content["b.gif"]
+
+
+ACCOUNT = {"id": 3, "email": "x@example.com", "password": "pbkdf2_sha256$1$a$b"}
+ITEM = {"model": "media_handler.media", "pk": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"auth_user": [ACCOUNT]}, 1, "failed\ttable auth_user of other.db\taccounts"),
+        ({"people_person": [ACCOUNT, {**ACCOUNT, "id": 4}]}, 1, "failed\ttable people_person of"),
+        ([{"model": "auth.user", "pk": 3, "fields": ACCOUNT}], 1, "failed\ttable auth_user"),
+        ([{**ITEM, "fields": {"name": "x"}}], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{"model": "media_handler.media", "fields": {}}], 1, "failed\tmedia None"),
+        ([ITEM], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{"model": "auth.group", "pk": 3, "fields": {}}], 0, "left\ttable auth_group"),
+        ({"django_migrations": [{"id": 1}], "empty_ones": []}, 0, "left\ttable django_m"),
+        (b"", 0, "left\tother.png\tno record names it"),
+        (b'{"kind": "no dump"}', 0, "7 taken in, 0 are here already, 0 left, 0 failed"),
+        (b'[{"model": "auth.user", ' + b" " * 2000, 1, "looks like a dump, but cannot be read"),
+    ],
+)  # fmt: skip
+def test_an_import_from_a_database_says_what_it_leaves_out_and_why(tmp_path, more, status, told):
+    source = tmp_path / "old"
+    media_handler(source, "databases")
+    if isinstance(more, dict):
+        tables = {name: rows for name, rows in more.items() if rows}
+        make_database(source / "other.db", tables)
+    elif more:
+        text = more if isinstance(more, bytes) else json.dumps(more).encode()
+        (source / "other.json").write_bytes(text)
+    else:
+        (source / "other.png").write_bytes(png())
+        fill(source, {"static/a/b.svg": b"<svg/>", "static/c.svg": b"<svg/>", "x/y.py": b"x"})
+    (tmp_path / "new").mkdir()
+    run = run_program("import", source, "--storage_dir", tmp_path / "new", cwd=tmp_path)
+    said = run.stdout + run.stderr
+    assert told in said, said
+    assert "Traceback" not in said
+    assert run.returncode == status
+    assert ("static/\t2 files, no record names it" in said) == (more == b"")
+    assert "x/" not in said
+
+
+@pytest.mark.parametrize("into", [(), ("--into", "entities")])
+def test_a_folder_with_accounts_of_another_kind_is_made_public_by_no_guess(tmp_path, into):
+    fill(tmp_path, {"old/a/b.png": png(), "new/c.png": png()})
+    make_database(tmp_path / "old/db.sqlite3", {"auth_user": [ACCOUNT]})
+    run = run_program("import", "old", *into, "--storage_dir", "new", cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "table auth_user of db.sqlite3 has accounts" in run.stderr
 
 
 def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
@@ -10345,6 +10473,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     first, again = (owner_says(running, "import", source) for _ in range(2))
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
+    assert "left\tentity 6\tit was deleted there" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
@@ -10747,7 +10876,7 @@ def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(st
     assert user.upload(png_of(100_001))[0] == 413
     assert user.upload(png_of(100_000))[0] == 201
     assert len(user.files()) == 2
-    assert "\tactive\t3.0 MB" in owner_says(running, "user", "list").stdout
+    assert "\tactive\t2.861 MB" in owner_says(running, "user", "list").stdout
 
 
 def test_uploads_at_once_exceed_no_quota(start):
@@ -11971,6 +12100,11 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, metadata(target="videos", filename="a.png")),
         (400, metadata(target="media", filename="a.txt")),
         (400, metadata(target="media")),
+        (400, metadata(target="library", filename="a.mp4")),
+        (400, metadata(target="library", filename="png")),
+        (400, metadata(target="library", filename="")),
+        (400, metadata(target="library")),
+        (400, metadata(target="images", filename="a.svg")),
         (422, metadata(target="entities", parent_id="x")),
         (400, metadata(target="entities", filename="a.png", parent_id="999999999")),
         (400, metadata(target="entities", filename="a.png", is_collection="true")),
@@ -12637,9 +12771,31 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     assert '<html lang="de">' in wedding.get(path, cookie=cookie, **german).body.decode()
     other = share(wedding, kind="folder", target="a", password="guests")
     assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
-    assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
-    assert unlock("guests", local(other["url"])).status == 429
     assert "guests" not in wedding.log
+
+
+def test_who_guesses_a_link_s_password_is_shut_out_and_nobody_else_unless_many_do(server):
+    server.upload(content := png())
+    made = share(server, kind="file", target=sha256(content), password="guests")
+
+    def unlock(password: str, address: str) -> int:
+        headers = {"X-Forwarded-For": address, "Content-Type": "application/x-www-form-urlencoded"}
+        body = urlencode({"password": password})
+        return server.request("POST", local(made["url"]), body, headers).status
+
+    def fail(key: str, times: int) -> None:
+        rows = [(sha256(key.encode()), time.time(), str(n), 1) for n in range(times)]
+        with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db, db:
+            db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, ?)", rows)
+
+    guesser, guest = (f"2001:db8:{next(SERIAL) % 65535 + 1:x}::1" for _ in range(2))
+    fail(f"address {guesser.removesuffix('1')}/64", 19)
+    fail(f"share {made['id']}", 19)
+    assert [unlock("wrong", guesser) for _ in range(2)] == [401, 429]
+    assert unlock("guests", guesser) == 429
+    assert unlock("guests", guest) == 303
+    fail(f"share {made['id']}", 200)
+    assert unlock("guests", guest) == 429
 
 
 def told_picture(kind: str) -> tuple[bytes, bytes]:
@@ -13118,6 +13274,32 @@ def test_a_link_gives_no_more_than_its_maker_may_still_read(closed, kind, lost):
     assert (closed.get(local(made["url"])).status, closed.get(path).status) == wanted
 
 
+@pytest.mark.parametrize("change", ["disable", "revoke", "passwd"])
+def test_a_link_ends_with_its_maker_s_account_and_rests_while_he_may_not_read(closed, change):
+    """So it does with what a record's URL is signed for: a disabled account's is over."""
+    user, headers, _ = member(closed)
+    made = share(closed, headers, kind="file", target=shareable(closed, headers, "file")[0])
+    body, content_type = form("a.png", png(), name="a")
+    headers = {**headers, "Content-Type": content_type}
+    signed = local(closed.request("POST", MEDIA, body, headers).json["file"])
+    permissions = (ms.READ_PERMISSION, ms.WRITE_PERMISSION)
+    before, after = {
+        "disable": (("disable",), ("enable",)), "passwd": (("passwd",), ("passwd",)),
+        "revoke": (("revoke", *permissions), ("grant", *permissions)),
+    }[change]  # fmt: skip
+
+    def found(command: tuple[str, ...]) -> tuple[int, int]:
+        word, *rest = command
+        assert owner_says(closed, "user", word, user.name, *rest, stdin="x" * 9).returncode == 0
+        opened = closed.get(local(made["url"])).status
+        return opened, closed.get(signed).status
+
+    assert found(before) == {"disable": (404, 401), "revoke": (404, 200)}.get(change, (200, 200))
+    assert found(after) == ((404, 401) if change == "disable" else (200, 200))
+    listed = closed.call("GET", "/shares", headers=OWNER)[1]
+    assert (made["id"] in [each["id"] for each in listed]) == (change != "disable")
+
+
 def test_a_collection_s_link_shows_pictures_of_others_as_long_as_its_maker_may_read_them(closed):
     user, headers, _ = member(closed)
     shelf = shareable(closed, headers, "collection")[0]
@@ -13213,7 +13395,7 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         answer = server.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
         etag = answer.headers["ETag"]
-        other = b'{"detail":"The file is not the one that the request is about."}'
+        other = b'{"detail":"What is here is not what the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
         for fields, status, body in (
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
@@ -13900,7 +14082,7 @@ def test_the_gallery_can_be_installed(server):
     manifest = answer.json
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
     icons = {(icon["type"], icon["sizes"]): icon["src"] for icon in manifest["icons"]}
-    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "512x512")}
+    assert icons.keys() == {("image/svg+xml", "any"), ("image/png", "192x192")}
     for (mime_type, sizes), place in icons.items():
         answer = server.get(f"/{place}")
         assert answer.headers["Content-Type"] == mime_type
@@ -14138,6 +14320,28 @@ def test_the_log_of_requests_tells_who_asked_for_what_and_no_token(start):
              "address": "192.0.2.7", "bytes": 22}  # fmt: skip
     assert known.items() <= lines["/media"].items()
     assert (lines["/entity/%0A1"]["principal"], lines["/entity/%0A1"]["status"]) == ("owner", 404)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_of_the_log_lets_its_reader_in(start, form):
+    server = start(log_format=form)
+    server.upload(content := png())
+    link = share(server, kind="file", target=sha256(content), password="guests")["id"]
+    upload = server.request("POST", "/files?target=", b"", {**OWNER, "Tus-Resumable": "1.0.0",
+        "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
+    opened = upload.headers["Location"].rpartition("/")[2]
+    for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+        assert server.get(path).status in {401, 404}
+    for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
+        server.request("DELETE", path, headers=OWNER)
+    assert server.get("/health").status == 200
+    wait_until(lambda: "/health" in server.log)
+    assert link not in server.log
+    assert opened not in server.log
+    assert re.search("refused .* GET /s/-/?: 401", server.log)
+    assert "/s/-/" + sha256(content) in server.log
+    assert server.log.count("/files/-") == 1
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
@@ -15428,6 +15632,29 @@ def filled(start) -> Server:
     headers = {**bearer(user_id=user["id"]), "Content-Type": content_type}
     assert running.request("POST", MEDIA, body, headers).status == 201
     return running
+
+
+def test_every_command_that_tells_something_tells_it_as_json_too(filled, tmp_path):
+    entities = Entities(filled)
+    entities.patch(entities.create(png())["id"], is_deleted=True)
+    filled.call("POST", LOGIN, {"email": EMAIL, "password": "12345678"})
+    fill(tmp_path / "old", {"a/b.png": png(), "c.txt": b"x"})
+    backups, new = tmp_path / "backups", tmp_path / "new"
+    for words, expected in {
+        ("user", "list"): {"id", "email", "username", "state", "size", "permissions"},
+        ("user", "sessions", EMAIL): {"id", "created_at", "last_used_at", "user_agent"},
+        ("trash", "list"): {"kind", "id", "deleted_at", "size", "user_id", "name"},
+        ("import", tmp_path / "old", "--dry-run"): {"outcome", "name", "detail"},
+        ("trash", "empty"): {"removed", "bytes"},
+        ("verify",): {"ok", "files", "bytes", "seconds", "duplicates", "damaged", "orphaned"},
+        ("backup", backups): {"ok", "files", "bytes", "seconds", "place", "copied", "changed"},
+        ("migrate", "images", "--to", tmp_path / "box"): {"ok", "files", "copied", "then"},
+        ("restore", backups): {"ok", "files", "bytes", "seconds", "duplicates", "missing"},
+    }.items():
+        storage = new if words[0] == "restore" else filled.storage
+        told = json.loads(run_here(*words, "--json", "--storage_dir", storage))
+        assert expected <= set(told[0] if isinstance(told, list) else told)
+    assert told["ok"] is True
 
 
 def test_a_backup_of_a_running_server_can_be_served_and_a_second_one_costs_what_is_new(
@@ -17277,6 +17504,14 @@ def test_each_section_uses_only_the_sections_above_it():
     assert home["Route"] > home["Response"] > home["Scanner"]
 
 
+def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
+    lines = PROGRAM.read_text("utf-8").splitlines()
+    banners = [line for line in lines if line.startswith(("# --", "# =="))]
+    assert {len(line) for line in banners} == {88, 90}
+    form = re.compile("# ={86}|# -- [A-Zf].*[^- ] -{3,}")
+    assert [line for line in banners if not form.fullmatch(line)] == []
+
+
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
     """The public classes and functions without a docstring; a method may have its base's."""
     for node in body:
@@ -17698,3 +17933,64 @@ def test_ten_thousand_chunks_of_one_byte_cost_little(start):
         raw.send(b"0\r\n\r\n")
         assert raw.answer().status == 201
         print(f"\n{len(body)} chunks of a byte: {cpu() - before:.2f} s of CPU")
+
+
+def costs(*command: object) -> tuple[float, float]:
+    """Seconds of CPU and of the clock that a program takes, with its children."""
+    begun = time.monotonic()
+    process = os.posix_spawnp(
+        str(command[0]), list(map(str, command)), {**os.environ, **SECRETS},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )  # fmt: skip
+    _, status, used = os.wait4(process, 0)
+    assert status == 0, command
+    return used.ru_utime + used.ru_stime, time.monotonic() - begun
+
+
+@pytest.mark.bench
+def test_the_owner_s_tools_beside_sha256sum_rsync_and_a_plain_upload(start, tmp_path):
+    running, places = start(), tmp_path / "backups"
+    contents = [png_of(size) for size in [4_000_000] * 30 + [40_000] * 500]
+    fill(running.storage, {f"{n % 9}/{n}.png": each for n, each in enumerate(contents)})
+    running.rescan()
+    files = list(running.storage.glob("?/*.png"))
+    size, large = sum(map(len, contents)), png_of(100_000_000)
+    program = [sys.executable, ms.__file__]
+    storage = ["--storage_dir", running.storage]
+    receiver = start(storage=str(tmp_path / "receiver"))
+    entities = Entities(receiver)
+
+    def send(tus: bool) -> tuple[float, float]:
+        content = large + unique()
+        before, begun = processor_seconds(receiver.process.pid), time.monotonic()
+        if tus:
+            upload = begin(receiver, len(content))
+            for at in range(0, len(content), 50_000_000):
+                assert upload.send(at, content[at : at + 50_000_000]).status == 204
+        else:
+            entities.create(content)
+        return processor_seconds(receiver.process.pid) - before, time.monotonic() - begun
+
+    def back_up(is_first: bool) -> tuple[float, float]:
+        if is_first:
+            shutil.rmtree(places, ignore_errors=True)
+        return costs(*program, "backup", places, *storage)
+
+    def rsync(is_first: bool) -> tuple[float, float]:
+        if is_first:
+            shutil.rmtree(tmp_path / "rsync", ignore_errors=True)
+        return costs(need("rsync"), "-a", f"{running.storage}/", tmp_path / "rsync")
+
+    ways: dict[str, Callable[[], tuple[float, float]]] = {
+        "verify": lambda: costs(*program, "verify", *storage),
+        "sha256sum": lambda: costs("sha256sum", *files),
+        "first backup": lambda: back_up(True), "first rsync -a": lambda: rsync(True),
+        "second backup": lambda: back_up(False), "second rsync -a": lambda: rsync(False),
+        "tus": lambda: send(True), "plain upload": lambda: send(False),
+    }  # fmt: skip
+    rounds = [{name: way() for name, way in ways.items()} for _ in range(3)]
+    print(f"\n{len(files)} files of {size / 1e6:.0f} MB; uploads of {len(large) / 1e6:.0f} MB:")
+    for name in ways:
+        processor, clock = (statistics.median(each[name][n] for each in rounds) for n in (0, 1))
+        amount = (len(large) if name in {"tus", "plain upload"} else size) / 1e6
+        print(f"{name:16} {processor:5.2f} s of CPU {amount / clock:6.0f} MB/s")
