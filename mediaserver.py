@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 160    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -7441,7 +7441,7 @@ class Thumbnails:
         self.pillow = find_pillow()
         self.ffmpeg = shutil.which("ffmpeg")
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
-        # When an upload began or was over in one of them, monotonic: decoders wait for the next
+        # When an upload began in one of them, monotonic: decoders wait for it and the next
         self.upload_at = memoryview(mmap.mmap(-1, 8)).cast("d")
         self.decoding = {  # of all processes: how often, and nanoseconds
             kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
@@ -8510,7 +8510,7 @@ class Renditions:
         self.wanted.clear()
 
     def note_upload(self) -> None:
-        """Have what is made ahead wait for the upload that begins or is over, and for the next."""
+        """Have what is made ahead wait for the upload that begins, and a moment for the next."""
         self.thumbnails.upload_at[0] = time.monotonic()
 
     def _let_uploads_pass(self) -> None:
@@ -12155,6 +12155,8 @@ def open_body(
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
+    if spec.upload or spec.reader:
+        request.app.renditions.note_upload()
     if spec.reader is not None:  # an empty body says something, too
         return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))
@@ -12439,7 +12441,6 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     check_upload(request, upload, filename or None)
-    request.app.renditions.note_upload()
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
@@ -13029,7 +13030,6 @@ class Accepted(Exchange):
         response = self._item.handler(request.app, request, **self._parameters)
         upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
-            request.app.renditions.note_upload()
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
         request.counted = None  # it was worth its use
