@@ -1631,13 +1631,13 @@ def _labelled(
 
     The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
     """
-    width = struct.calcsize(layout)
+    header = struct.Struct(layout)
 
     def read_header(span: _Span, at: int) -> _Header:
-        first, second = span.unpack(layout, at)
+        first, second = header.unpack(span.read(at, header.size))
         label, size = (first, second) if isinstance(first, bytes) else (second, first)
-        end = at + size + (0 if whole else width)
-        return label, at + width, end, end + -size % align + behind
+        end = at + size + (0 if whole else header.size)
+        return label, at + header.size, end, end + -size % align + behind
 
     return functools.partial(_Parts, read_header)
 
