@@ -579,27 +579,25 @@ def load_settings(
     Raises SettingError with the setting's name for a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    for name, _, spec in Settings.table():
+    for name, default, spec in Settings.table():
         label = name.upper()
         layers = [options.get(name)]
         if spec.environment:
             layers += [environment.get(label), dotenv.get(label)]
         given = [text for text in layers if text or (text == "" and (spec.secret or spec.empty))]
         try:
-            for text in given[:1]:
-                values[name] = spec.parse(text)
+            values[name] = spec.parse(given[0]) if given else default
         except ValueError as error:
             raise SettingError(label, str(error)) from None
-    if "storage_dir" not in values:
+    if values["storage_dir"] == Path():
         raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
-    data = values.setdefault("database_dir", values["storage_dir"] / ".mediaserver")
-    values.setdefault("database_url", data / "index.sqlite3")
-    for name, default, spec in Settings.table():
-        if default == Path() and spec.shown.startswith("DATA/"):
-            values.setdefault(name, data / spec.shown.removeprefix("DATA/"))
+    if values["database_dir"] == Path():
+        values["database_dir"] = values["storage_dir"] / ".mediaserver"
+    for name, _, spec in Settings.table():
+        if values[name] == Path():
+            values[name] = values["database_dir"] / spec.shown.rpartition("DATA/")[2]
     check_folders(values)
-    defaults = {name: default for name, default, _ in Settings.table()}
-    return Settings(**{**defaults, **values})
+    return Settings(**values)
 
 
 def check_folders(values: Mapping[str, Any]) -> None:
@@ -1633,13 +1631,13 @@ def _labelled(
 
     The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
     """
-    width = struct.calcsize(layout)
+    header = struct.Struct(layout)
 
     def read_header(span: _Span, at: int) -> _Header:
-        first, second = span.unpack(layout, at)
+        first, second = header.unpack(span.read(at, header.size))
         label, size = (first, second) if isinstance(first, bytes) else (second, first)
-        end = at + size + (0 if whole else width)
-        return label, at + width, end, end + -size % align + behind
+        end = at + size + (0 if whole else header.size)
+        return label, at + header.size, end, end + -size % align + behind
 
     return functools.partial(_Parts, read_header)
 
