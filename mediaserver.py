@@ -14908,19 +14908,24 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
+def whose_shares(principal: Principal) -> tuple[int | None, bool]:
+    """Whose links may be listed and ended, and whether all: without an account who may write."""
+    if principal.user_id is None:
+        require(WRITE, principal, True)
+    return principal.user_id, principal.is_admin
+
+
 @route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
-    principal = request.principal
-    shares = app.index.shares.all(time.time(), principal.user_id, principal.is_admin)
+    shares = app.index.shares.all(time.time(), *whose_shares(request.principal))
     return json_response([share_json(request, share) for share in shares])
 
 
 @route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
-    principal = request.principal
-    existing(app.index.shares.remove(id, principal.user_id, principal.is_admin))
+    existing(app.index.shares.remove(id, *whose_shares(request.principal)))
     return Response(204)
 
 

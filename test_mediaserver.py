@@ -12730,6 +12730,21 @@ def test_links_are_listed_ended_and_end_by_themselves(wedding):
     assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
 
 
+@pytest.mark.parametrize(("permission", "status"), [("read", 403), ("write", 200)])
+def test_a_token_of_no_account_sees_the_owner_s_links_only_if_it_may_write(
+    start, tmp_path, permission, status
+):
+    running = start(public_key_path=write_pem(tmp_path / "key.pem"))
+    running.upload(content := png())
+    made = share(running, kind="file", target=sha256(content))
+    claims = {"exp": time.time() + 60, "permissions": [f"media_store_{permission}"]}
+    headers = {"Authorization": f"Bearer {es256(claims)}"}
+    assert running.call("GET", "/shares", headers=headers)[0] == status
+    ended = running.call("DELETE", f"/shares/{made['id']}", headers=headers)[0]
+    assert ended == (204 if status == 200 else 403)
+    assert len(running.call("GET", "/shares", headers=OWNER)[1]) == (status != 200)
+
+
 def test_an_ended_link_is_not_answered_from_memory(server):
     server.upload(content := png_of(700))
     made = share(server, kind="file", target=sha256(content))
