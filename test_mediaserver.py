@@ -8581,7 +8581,7 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     running = start(reserve_bytes="0")
     user, stored = User(running), running.upload(png()).json
     key = user.upload(png())[1]["id"]
-    entity = Entities(running).create()["id"]
+    entity, trashed = (Entities(running).create()["id"] for _ in range(2))
     running.scanned()
     ballast = fill_up(place)
     assert send_everywhere(running, png_of(500_000), user.headers) == {507}
@@ -8591,7 +8591,11 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     assert running.get("/media").json["count"] == len(running.listed()) == 1
     assert running.get(f"/image/{stored['sha256']}").status == 200
     assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
+    Entities(running).patch(trashed, is_deleted=True)
+    assert user.call("DELETE", f"/trash/{key}")[0] == 204
+    assert running.request("DELETE", f"/trash/{trashed}", headers=OWNER).status == 204
     assert running.request("DELETE", f"/entity/{entity}", headers=OWNER).status == 200
+    assert not [*user.files(), *(running.data / "entities").rglob("*.png")]
     assert running.request("DELETE", f"/media/{stored['filename']}", headers=OWNER).status == 200
     assert not list(place.glob("media/*.png"))
     running.stop()
