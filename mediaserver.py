@@ -20314,9 +20314,7 @@ SOURCE_TABLES = (
 Row = dict[str, Any]
 MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
-
-
-HINT = "--into library takes in a folder's files alone"
+FILES_ALONE = "--into library takes in a folder's files alone"
 
 
 def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Result]]]:
@@ -20340,7 +20338,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
                             name = f"table {table} of {path.relative_to(source)}"
                             others.setdefault(name, []).append(row)
                 except (OSError, sqlite3.Error) as error:
-                    raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
+                    raise Refusal(f"{path} cannot be read: {error}; {FILES_ALONE}") from None
     told = []
     for table, rows in others.items():
         result = Result("left", f"rows that have no place here: {len(rows)}")
@@ -20385,17 +20383,18 @@ def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
     with open(path, "rb") as file:
         text = file.read(MAX_DUMP_BYTES + 1)
     try:
-        items = json.loads(text) if len(text) <= MAX_DUMP_BYTES else None
-        is_read = items is not None
+        items = json.loads(text if len(text) <= MAX_DUMP_BYTES else b"")
     except (ValueError, RecursionError):
-        is_read = False
-    if not is_read and b'"model"' in text[:1000]:
-        raise Refusal(f"{path} looks like a dump, but cannot be read, or is too large; {HINT}")
-    for item in items if is_read and isinstance(items, list) else ():
-        if isinstance(item, dict) and isinstance(fields := item.get("fields", {}), dict):
-            row = {"id": item.get("pk"), **fields, "collection_id": fields.get("collection")}
-            if "model" in item:
-                yield str(item["model"]).replace(".", "_"), row
+        if b'"model"' not in text[:1000]:
+            return
+        problem = f"{path} looks like a dump, but cannot be read, or is too large"
+        raise Refusal(f"{problem}; {FILES_ALONE}") from None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and "model" in item:
+            fields = item.get("fields")
+            row = {"id": item.get("pk"), **(fields if isinstance(fields, dict) else {})}
+            row["collection_id"] = row.get("collection")
+            yield str(item["model"]).replace(".", "_"), row
 
 
 def read_time(value: object) -> float:
@@ -20626,7 +20625,7 @@ def choose_destination(
     """Return where a folder goes; what might be private is not made public by a guess."""
     for what, (word, _) in others:
         if word == "failed":
-            raise Refusal(f"{what} has accounts that are none of media_handler's; {HINT}")
+            raise Refusal(f"{what} has accounts that are none of media_handler's; {FILES_ALONE}")
     if family in RECORDS:
         raise Refusal(f"there is no database of media_handler or CoLAN's media store in {source}")
     with os.scandir(source) as entries:

@@ -10216,6 +10216,7 @@ ITEM = {"model": "media_handler.media", "pk": 1}
         ([{**ITEM, "fields": {"name": "x"}}], 1, "failed\tmedia 1\tits row is not understood"),
         ([{"model": "media_handler.media", "fields": {}}], 1, "failed\tmedia None"),
         ([ITEM], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{**ITEM, "fields": ["x"]}], 1, "failed\tmedia 1\tits row is not understood"),
         ([{"model": "auth.group", "pk": 3, "fields": {}}], 0, "left\ttable auth_group"),
         ({"django_migrations": [{"id": 1}], "empty_ones": []}, 0, "left\ttable django_m"),
         (b"", 0, "left\tother.png\tno record names it"),
