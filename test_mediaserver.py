@@ -16789,6 +16789,7 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 (f"https://{DOMAIN}/media?a=b&token={secret}", f"https://{DOMAIN}#{secret}"),
                 (f"https://{DOMAIN}?token={secret}", f"https://{DOMAIN}/s/{secret}/1"),
                 (f"/s/{secret}", "-"), (f"/.accel/images/?token={secret}", "-"),
+                (f"/files/{secret}", "-"), (f"/shares/{secret}", "-"),
             ):  # fmt: skip
                 fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
                 assert way.get(target, **fields).status == (502 if way is site else 301)
@@ -16796,9 +16797,10 @@ def test_no_log_has_a_token(tmp_path, certificate):
         login = f"/api/auth/login/?token={secret}"
         assert 429 in {site.request("POST", login).status for _ in range(45)}
         log = tmp_path / "access.log"
-        wait_until(lambda: log.read_text().count("\n") == 57, "the last lines of the log")
+        wait_until(lambda: log.read_text().count("\n") == 61, "the last lines of the log")
     assert re.search(r'"GET /upload HTTP/1.1" 502 \d+ "https://.*/gallery" "', log.read_text())
-    assert '"GET /s/- HTTP/1.1"' in log.read_text()
+    for name in ("s", "files", "shares"):
+        assert f'"GET /{name}/- HTTP/1.1"' in log.read_text()
     for path in tmp_path.glob("*.log"):
         assert secret not in path.read_text()
 
