@@ -19748,18 +19748,17 @@ class BackupCopier(Copier):
 @contextlib.contextmanager
 def held_folder(path: Path) -> Iterator[None]:
     """A folder, made if it is not there, that no other backup is made in meanwhile."""
-    try:
-        path.mkdir(0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise Refusal(f"{path} cannot be used: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as cleanup:
+        try:
+            path.mkdir(0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            cleanup.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal(f"another backup to {path} is under way") from None
+        except OSError as error:
+            raise Refusal(f"{path} cannot be used: {error.strerror}") from None
         yield
-    except BlockingIOError:
-        raise Refusal(f"another backup to {path} is under way") from None
-    finally:
-        os.close(descriptor)
 
 
 def backups_in(folder: Path, suffix: str = "") -> list[Path]:
