@@ -8424,20 +8424,36 @@ class SharedProgress:
 
 
 def repeat(
-    name: str, work: Callable[[], bool], wait: Callable[[float], None],
-    is_over: Callable[[], bool], pause: float = math.inf,
+    name: str, work: Callable[[], bool | None], wait: Callable[[float], object],
+    is_over: Callable[[], bool], *, pause: float = math.inf, first: float | None = None,
 ) -> None:  # fmt: skip
-    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly."""
-    left, retry = pause, TRY_AGAIN_SECONDS
-    while not is_over():
+    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly.
+
+    `first`: the seconds before the first time, if they are others.
+    """
+    left, retry = pause if first is None else first, TRY_AGAIN_SECONDS
+    while True:
         wait(left)
+        if is_over():
+            return
         try:
-            whole = work()
+            whole = work() is not False
         except Exception as error:  # one bad time must not be the last one
             warn(f"{name} stopped: {type(error).__name__}: {error}")
             whole = False
         left = pause if whole else min(pause, retry)
         retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+
+def start_repeating(
+    name: str, work: Callable[[], bool | None], pause: float, over: threading.Event
+) -> threading.Thread:
+    """Do some work now and every `pause` seconds, in a thread of its own, until it is `over`."""
+    times: Any = {"pause": pause, "first": 0}
+    loop = functools.partial(repeat, name, work, over.wait, over.is_set, **times)
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    return thread
 
 
 class Sight(NamedTuple):
@@ -8626,7 +8642,7 @@ class Scanner:
     def _run(self, interval: float) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
             self._index.check()
-        repeat("the scan", self.scan, self._wait, lambda: self._stopping, interval)
+        repeat("the scan", self.scan, self._wait, lambda: self._stopping, pause=interval)
 
     def _renew_facts(self) -> None:
         """Probe all files again whose facts are of a program of another FACTS_VERSION."""
@@ -11572,7 +11588,7 @@ class ResumableUploads:
 
     def recover(self) -> frozenset[str]:
         """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
-        self._remove_expired()
+        self.remove_expired()
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
@@ -11583,17 +11599,11 @@ class ResumableUploads:
                 kept.append(upload.id)
         return frozenset(kept)
 
-    def _remove_expired(self) -> None:
+    def remove_expired(self) -> None:
         """Remove the uploads whose time has come, with their files."""
         for upload in self.rows.expired(time.time()):
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
-
-    def watch(self, stopping: threading.Event) -> None:
-        """Remove what expires, until `stopping`."""
-        while not stopping.wait(EXPIRY_SECONDS):
-            with contextlib.suppress(sqlite3.Error):
-                self._remove_expired()
 
 
 NO_UPLOAD = "There is no such upload, or it has expired."
@@ -15254,16 +15264,10 @@ def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
     return remove_for_good(app, folder, forget)
 
 
-def empty_trash_daily(app: App, stopping: threading.Event) -> None:
-    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
-    while True:
-        try:
-            if app.index.trash.is_clock_steady(now := time.time()):
-                empty_trash(app, now - app.settings.trash_days * 86400)
-        except (OSError, sqlite3.Error) as error:
-            warn(f"the trash is not emptied yet: {error}")
-        if stopping.wait(TRASH_SECONDS):
-            return
+def empty_old_trash(app: App) -> None:
+    """Remove what was deleted TRASH_DAYS ago, unless the clock has just jumped."""
+    if app.index.trash.is_clock_steady(now := time.time()):
+        empty_trash(app, now - app.settings.trash_days * 86400)
 
 
 def is_trash_of(request: Request, trashed: Trashed) -> bool:
@@ -20711,15 +20715,11 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
-        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
-        while not over.wait(self.interval):
-            try:
-                if is_well(self.interval):
-                    self._seen[number] = time.monotonic()
-                    self.report()
-            except Exception as error:
-                warn(f"the watchdog: {error}")
+    def check(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Note that a worker is well, if it is, and tell systemd."""
+        if is_well(self.interval):
+            self._seen[number] = time.monotonic()
+            self.report()
 
     def report(self) -> None:
         """Tell systemd that all workers are well, if they have been lately."""
@@ -20956,22 +20956,22 @@ def run_server(
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
-    over = threading.Event()
+    over, threads = threading.Event(), list[threading.Thread]()
     if watchdog.interval:
-        check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
-    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
+        check = functools.partial(watchdog.check, number, functools.partial(is_well, server, app))
+        start_repeating("the watchdog", check, watchdog.interval, over)
     if number == 0 and not settings.read_only:
         app.scanner.start(settings.rescan_interval)
-        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
+        start_repeating("old uploads", app.uploads.remove_expired, EXPIRY_SECONDS, over)
         if settings.trash_days:
-            emptying.start()
+            empty = functools.partial(empty_old_trash, app)
+            threads.append(start_repeating("emptying the trash", empty, TRASH_SECONDS, over))
     server.serve_forever()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     over.set()
     app.scanner.stop()
-    if emptying.is_alive():
-        emptying.join(SCANNER_STOP_SECONDS)
+    for thread in threads:
+        thread.join(SCANNER_STOP_SECONDS)
     app.index.close()
     return listener.fileno() >= 0
 

@@ -5508,7 +5508,7 @@ def test_work_that_was_not_whole_is_tried_again_later_each_time(capsys, pause, w
         if not results:
             results.append(True)
 
-    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause)
+    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause=pause)
     assert waited == waits
     assert capsys.readouterr().err == "mediaserver: the work stopped: ValueError: broken\n"
 
@@ -12715,17 +12715,23 @@ def test_expired_uploads_leave_nothing(start):
         assert db.execute("SELECT count(*) FROM upload").fetchone() == (0,)
 
 
-def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(ms, "EXPIRY_SECONDS", 0.01)
+def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, capsys):
     index = ms.open_index(tmp_path / "index")
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     uploads = ms.ResumableUploads(index, {"images": folder}, 0)
     head = ms.parse_upload_head(headers(tus_resumable="1.0.0", upload_length="5"))
     uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
-    stopping = threading.Event()
-    watching = threading.Thread(target=uploads.watch, args=(stopping,))
-    watching.start()
+    monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0.01)
+    stopping, faults = threading.Event(), [KeyError("x"), OSError("y")]
+
+    def remove() -> None:
+        if faults:
+            raise faults.pop()
+        uploads.remove_expired()
+
+    watching = ms.start_repeating("old uploads", remove, 0.01, stopping)
     wait_until(lambda: not left_arriving(tmp_path), "the end of the upload")
+    assert capsys.readouterr().err.count("mediaserver: old uploads stopped: ") == 2
     stopping.set()
     watching.join(DEADLINE)
     assert uploads.rows.unfinished() == []
