@@ -20315,7 +20315,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(files)):
-            if (read := readers.get(path.suffix)) and path.is_file():
+            if (read := readers.get(path.suffix.lower())) and path.is_file():
                 try:
                     for table, row in read(path):
                         if table in tables:

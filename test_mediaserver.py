@@ -10473,10 +10473,10 @@ def test_an_import_from_a_database_says_what_it_leaves_out_and_why(
 @pytest.mark.parametrize("into", [(), ("--into", "entities")])
 def test_a_folder_with_accounts_of_another_kind_is_made_public_by_no_guess(tmp_path, into):
     fill(tmp_path, {"old/a/b.png": png(), "new/c.png": png()})
-    make_database(tmp_path / "old/db.sqlite3", {"auth_user": [ACCOUNT]})
+    make_database(tmp_path / "old/DB.SQLITE3", {"auth_user": [ACCOUNT]})
     run = run_program("import", "old", *into, "--storage_dir", "new", cwd=tmp_path)
     assert (run.returncode, run.stdout) == (1, "")
-    assert "table auth_user of db.sqlite3 has accounts" in run.stderr
+    assert "table auth_user of DB.SQLITE3 has accounts" in run.stderr
 
 
 def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
