@@ -19152,14 +19152,16 @@ def usable_places(settings: Settings) -> Iterator[None]:
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
     file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
-        file.close()
-        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
-        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
-        raise SettingError("DATABASE_DIR", problem) from None
+    with undoing(file.close):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+            stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+            problem = f"another mediaserver is running on {settings.database_dir}{stop}"
+            raise SettingError("DATABASE_DIR", problem) from None
+        except OSError as error:  # a share that knows no locks
+            raise OSError(error.errno, error.strerror, str(settings.database_dir)) from None
     with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
         file.truncate(0)
         file.write(b"%d\n" % os.getpid())

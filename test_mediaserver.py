@@ -843,6 +843,14 @@ def test_another_program_s_database_is_no_index_and_stays_as_it_is(tmp_path, com
     assert not {path.name for path in tmp_path.iterdir()} - {"x", theirs.name}
 
 
+def test_a_folder_that_knows_no_locks_is_not_told_as_another_server(tmp_path, monkeypatch):
+    settings = ms.load_settings({"storage_dir": str(tmp_path)}, {}, {})
+    ms.make_folders(settings)
+    monkeypatch.setattr(ms.fcntl, "flock", failing(ms.fcntl.flock, OSError(errno.ENOLCK, "none")))
+    with pytest.raises(ms.SettingError, match="cannot be used: none"), ms.usable_places(settings):
+        ms.lock_data_dir(settings)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_that_is_told_to_stop_says_so_in_one_line(start, workers):
     running = start(workers=workers)
