@@ -5160,17 +5160,9 @@ class Trash(Rows[Trashed]):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
-        """Bring back a media record and show its content; return whether it was in the trash."""
-
-        def apply(db: Database) -> bool:
-            changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
-            sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
-            row = db.execute(sql, (now, id)).fetchone()
-            if row:
-                db.execute(SHOW_ONCE, row)
-            return row is not None
-
-        return self._index.write(apply)
+        """Bring back a media record; return whether it was in the trash."""
+        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+        return self._change(changed, now, id)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; return the path of its file, if it had one."""
