@@ -5158,17 +5158,9 @@ class Trash(Rows[Trashed]):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
-        """Bring back a media record and show its content; return whether it was in the trash."""
-
-        def apply(db: Database) -> bool:
-            changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
-            sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
-            row = db.execute(sql, (now, id)).fetchone()
-            if row:
-                db.execute(SHOW_ONCE, row)
-            return row is not None
-
-        return self._index.write(apply)
+        """Bring back a media record; return whether it was in the trash."""
+        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+        return self._change(changed, now, id)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; return the path of its file, if it had one."""
@@ -8422,20 +8414,36 @@ class SharedProgress:
 
 
 def repeat(
-    name: str, work: Callable[[], bool], wait: Callable[[float], None],
-    is_over: Callable[[], bool], pause: float = math.inf,
+    name: str, work: Callable[[], bool | None], wait: Callable[[float], object],
+    is_over: Callable[[], bool], *, pause: float = math.inf, first: float | None = None,
 ) -> None:  # fmt: skip
-    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly."""
-    left, retry = pause, TRY_AGAIN_SECONDS
-    while not is_over():
+    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly.
+
+    `first`: the seconds before the first time, if they are others.
+    """
+    left, retry = pause if first is None else first, TRY_AGAIN_SECONDS
+    while True:
         wait(left)
+        if is_over():
+            return
         try:
-            whole = work()
+            whole = work() is not False
         except Exception as error:  # one bad time must not be the last one
             warn(f"{name} stopped: {type(error).__name__}: {error}")
             whole = False
         left = pause if whole else min(pause, retry)
         retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+
+def start_repeating(
+    name: str, work: Callable[[], bool | None], pause: float, over: threading.Event
+) -> threading.Thread:
+    """Do some work now and every `pause` seconds, in a thread of its own, until it is `over`."""
+    times: Any = {"pause": pause, "first": 0}
+    loop = functools.partial(repeat, name, work, over.wait, over.is_set, **times)
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    return thread
 
 
 class Sight(NamedTuple):
@@ -8624,7 +8632,7 @@ class Scanner:
     def _run(self, interval: float) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
             self._index.check()
-        repeat("the scan", self.scan, self._wait, lambda: self._stopping, interval)
+        repeat("the scan", self.scan, self._wait, lambda: self._stopping, pause=interval)
 
     def _renew_facts(self) -> None:
         """Probe all files again whose facts are of a program of another FACTS_VERSION."""
@@ -11570,7 +11578,7 @@ class ResumableUploads:
 
     def recover(self) -> frozenset[str]:
         """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
-        self._remove_expired()
+        self.remove_expired()
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
@@ -11581,17 +11589,11 @@ class ResumableUploads:
                 kept.append(upload.id)
         return frozenset(kept)
 
-    def _remove_expired(self) -> None:
+    def remove_expired(self) -> None:
         """Remove the uploads whose time has come, with their files."""
         for upload in self.rows.expired(time.time()):
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
-
-    def watch(self, stopping: threading.Event) -> None:
-        """Remove what expires, until `stopping`."""
-        while not stopping.wait(EXPIRY_SECONDS):
-            with contextlib.suppress(sqlite3.Error):
-                self._remove_expired()
 
 
 NO_UPLOAD = "There is no such upload, or it has expired."
@@ -14907,19 +14909,24 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
+def whose_shares(principal: Principal) -> tuple[int | None, bool]:
+    """Whose links may be listed and ended, and whether all: without an account who may write."""
+    if principal.user_id is None:
+        require(WRITE, principal, True)
+    return principal.user_id, principal.is_admin
+
+
 @route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
-    principal = request.principal
-    shares = app.index.shares.all(time.time(), principal.user_id, principal.is_admin)
+    shares = app.index.shares.all(time.time(), *whose_shares(request.principal))
     return json_response([share_json(request, share) for share in shares])
 
 
 @route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
-    principal = request.principal
-    existing(app.index.shares.remove(id, principal.user_id, principal.is_admin))
+    existing(app.index.shares.remove(id, *whose_shares(request.principal)))
     return Response(204)
 
 
@@ -15247,16 +15254,10 @@ def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
     return remove_for_good(app, folder, forget)
 
 
-def empty_trash_daily(app: App, stopping: threading.Event) -> None:
-    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
-    while True:
-        try:
-            if app.index.trash.is_clock_steady(now := time.time()):
-                empty_trash(app, now - app.settings.trash_days * 86400)
-        except (OSError, sqlite3.Error) as error:
-            warn(f"the trash is not emptied yet: {error}")
-        if stopping.wait(TRASH_SECONDS):
-            return
+def empty_old_trash(app: App) -> None:
+    """Remove what was deleted TRASH_DAYS ago, unless the clock has just jumped."""
+    if app.index.trash.is_clock_steady(now := time.time()):
+        empty_trash(app, now - app.settings.trash_days * 86400)
 
 
 def is_trash_of(request: Request, trashed: Trashed) -> bool:
@@ -19141,14 +19142,16 @@ def usable_places(settings: Settings) -> Iterator[None]:
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
     file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
-        file.close()
-        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
-        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
-        raise SettingError("DATABASE_DIR", problem) from None
+    with undoing(file.close):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+            stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+            problem = f"another mediaserver is running on {settings.database_dir}{stop}"
+            raise SettingError("DATABASE_DIR", problem) from None
+        except OSError as error:  # a share that knows no locks
+            raise OSError(error.errno, error.strerror, str(settings.database_dir)) from None
     with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
         file.truncate(0)
         file.write(b"%d\n" % os.getpid())
@@ -19741,18 +19744,17 @@ class BackupCopier(Copier):
 @contextlib.contextmanager
 def held_folder(path: Path) -> Iterator[None]:
     """A folder, made if it is not there, that no other backup is made in meanwhile."""
-    try:
-        path.mkdir(0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise Refusal(f"{path} cannot be used: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as cleanup:
+        try:
+            path.mkdir(0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            cleanup.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal(f"another backup to {path} is under way") from None
+        except OSError as error:
+            raise Refusal(f"{path} cannot be used: {error.strerror}") from None
         yield
-    except BlockingIOError:
-        raise Refusal(f"another backup to {path} is under way") from None
-    finally:
-        os.close(descriptor)
 
 
 def backups_in(folder: Path, suffix: str = "") -> list[Path]:
@@ -20290,9 +20292,7 @@ SOURCE_TABLES = (
 Row = dict[str, Any]
 MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
-
-
-HINT = "--into library takes in a folder's files alone"
+FILES_ALONE = "--into library takes in a folder's files alone"
 
 
 def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Result]]]:
@@ -20307,7 +20307,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(files)):
-            if (read := readers.get(path.suffix)) and path.is_file():
+            if (read := readers.get(path.suffix.lower())) and path.is_file():
                 try:
                     for table, row in read(path):
                         if table in tables:
@@ -20316,7 +20316,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
                             name = f"table {table} of {path.relative_to(source)}"
                             others.setdefault(name, []).append(row)
                 except (OSError, sqlite3.Error) as error:
-                    raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
+                    raise Refusal(f"{path} cannot be read: {error}; {FILES_ALONE}") from None
     told = []
     for table, rows in others.items():
         result = Result("left", f"rows that have no place here: {len(rows)}")
@@ -20361,17 +20361,18 @@ def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
     with open(path, "rb") as file:
         text = file.read(MAX_DUMP_BYTES + 1)
     try:
-        items = json.loads(text) if len(text) <= MAX_DUMP_BYTES else None
-        is_read = items is not None
+        items = json.loads(text if len(text) <= MAX_DUMP_BYTES else b"")
     except (ValueError, RecursionError):
-        is_read = False
-    if not is_read and b'"model"' in text[:1000]:
-        raise Refusal(f"{path} looks like a dump, but cannot be read, or is too large; {HINT}")
-    for item in items if is_read and isinstance(items, list) else ():
-        if isinstance(item, dict) and isinstance(fields := item.get("fields", {}), dict):
-            row = {"id": item.get("pk"), **fields, "collection_id": fields.get("collection")}
-            if "model" in item:
-                yield str(item["model"]).replace(".", "_"), row
+        if b'"model"' not in text[:1000]:
+            return
+        problem = f"{path} looks like a dump, but cannot be read, or is too large"
+        raise Refusal(f"{problem}; {FILES_ALONE}") from None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and "model" in item:
+            fields = item.get("fields")
+            row = {"id": item.get("pk"), **(fields if isinstance(fields, dict) else {})}
+            row["collection_id"] = row.get("collection")
+            yield str(item["model"]).replace(".", "_"), row
 
 
 def read_time(value: object) -> float:
@@ -20602,7 +20603,7 @@ def choose_destination(
     """Return where a folder goes; what might be private is not made public by a guess."""
     for what, (word, _) in others:
         if word == "failed":
-            raise Refusal(f"{what} has accounts that are none of media_handler's; {HINT}")
+            raise Refusal(f"{what} has accounts that are none of media_handler's; {FILES_ALONE}")
     if family in RECORDS:
         raise Refusal(f"there is no database of media_handler or CoLAN's media store in {source}")
     with os.scandir(source) as entries:
@@ -20706,15 +20707,11 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
-        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
-        while not over.wait(self.interval):
-            try:
-                if is_well(self.interval):
-                    self._seen[number] = time.monotonic()
-                    self.report()
-            except Exception as error:
-                warn(f"the watchdog: {error}")
+    def check(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Note that a worker is well, if it is, and tell systemd."""
+        if is_well(self.interval):
+            self._seen[number] = time.monotonic()
+            self.report()
 
     def report(self) -> None:
         """Tell systemd that all workers are well, if they have been lately."""
@@ -20951,22 +20948,22 @@ def run_server(
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
-    over = threading.Event()
+    over, threads = threading.Event(), list[threading.Thread]()
     if watchdog.interval:
-        check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
-    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
+        check = functools.partial(watchdog.check, number, functools.partial(is_well, server, app))
+        start_repeating("the watchdog", check, watchdog.interval, over)
     if number == 0 and not settings.read_only:
         app.scanner.start(settings.rescan_interval)
-        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
+        start_repeating("old uploads", app.uploads.remove_expired, EXPIRY_SECONDS, over)
         if settings.trash_days:
-            emptying.start()
+            empty = functools.partial(empty_old_trash, app)
+            threads.append(start_repeating("emptying the trash", empty, TRASH_SECONDS, over))
     server.serve_forever()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     over.set()
     app.scanner.stop()
-    if emptying.is_alive():
-        emptying.join(SCANNER_STOP_SECONDS)
+    for thread in threads:
+        thread.join(SCANNER_STOP_SECONDS)
     app.index.close()
     return listener.fileno() >= 0
 
