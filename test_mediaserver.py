@@ -5613,7 +5613,7 @@ def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp
     with ms.opened_app(settings) as app:
         assert not app.thumbnails.upload_at[0]
         begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
-        assert isinstance(begun, ms.Accepted)
+        assert isinstance(begun, ms.Exchange)
         begun.abandon()
         assert app.thumbnails.upload_at[0]
 
