@@ -9282,7 +9282,6 @@ class Part(NamedTuple):
 
     name: str
     filename: str | None
-    content_type: str | None
 
 
 class Data(NamedTuple):
@@ -9402,7 +9401,7 @@ def _parse_part(block: bytes) -> Part:
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
         raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    return Part(disposition.name, disposition.filename, headers.get("content-type"))
+    return Part(disposition.name, disposition.filename)
 
 
 # -- Values with parameters --------------------------------------------------------------

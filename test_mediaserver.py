@@ -5891,7 +5891,7 @@ def test_the_limits_of_a_chunked_body_do_not_depend_on_its_pieces(
 
 # -- Multipart bodies
 
-Parts = list[tuple[str, "str | None", "str | None", bytes]]
+Parts = list[tuple[str, "str | None", bytes]]
 
 
 def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
@@ -5908,7 +5908,7 @@ def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
                 content += event.data
             else:
                 assert content is not None
-                parts.append((part.name, part.filename, part.content_type, bytes(content)))
+                parts.append((part.name, part.filename, bytes(content)))
                 content = None
     parser.finish()
     return parts
@@ -5928,9 +5928,9 @@ FORM = (
     b"--AaB03x--"
 )
 FORM_PARTS: Parts = [
-    ("field1", None, None, b"Joe"),
-    ("pics", "file1.gif", "image/gif", LOOKALIKES),
-    ("a", None, None, b""),
+    ("field1", None, b"Joe"),
+    ("pics", "file1.gif", LOOKALIKES),
+    ("a", None, b""),
 ]
 
 
@@ -5952,7 +5952,7 @@ def test_random_forms_come_back_as_they_were() -> None:
             content = b"".join(rng.choices(words, k=rng.randrange(30)))
             while re.search(rb"\r\n--%s(--|[ \t]*\r\n)" % re.escape(boundary), content + b"\r\n"):
                 content = content.replace(boundary, b"", 1)
-            parts.append((f"n{number}", None, None, content))
+            parts.append((f"n{number}", None, content))
             body += b"--%s\r\nContent-Disposition: form-data; name=n%d\r\n\r\n%s\r\n" % (
                 boundary, number, content,
             )  # fmt: skip
