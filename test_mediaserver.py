@@ -3700,6 +3700,20 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_content_is_locked_for_every_process_by_a_file_that_stays(tmp_path):
+    folder = ms.Folder("data", tmp_path, make=True, buffers=ms.WriteBuffers())
+    now = fcntl.LOCK_EX | fcntl.LOCK_NB
+    with folder.content_lock("ab" * 32):
+        inode = (tmp_path / "locks/ab").stat().st_ino
+        with (tmp_path / "locks/ab").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, now)
+        with folder.content_lock("cd" * 32):
+            pass  # another content is stored meanwhile
+    with folder.content_lock("ab" * 32), (tmp_path / "locks/cd").open() as lock:
+        assert (tmp_path / "locks/ab").stat().st_ino == inode
+        fcntl.flock(lock, now)
+
+
 # -- S3
 
 S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
