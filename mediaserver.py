@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
-#                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
+# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+#                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 208    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -9288,7 +9288,6 @@ class Part(NamedTuple):
 
     name: str
     filename: str | None
-    content_type: str | None
 
 
 class Data(NamedTuple):
@@ -9408,7 +9407,7 @@ def _parse_part(block: bytes) -> Part:
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
         raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    return Part(disposition.name, disposition.filename, headers.get("content-type"))
+    return Part(disposition.name, disposition.filename)
 
 
 # -- Values with parameters --------------------------------------------------------------
@@ -10066,28 +10065,18 @@ class Deferred(NamedTuple):
 Answer = Response | Deferred
 
 
-class Exchange(Protocol):
+class Exchange(NamedTuple):
     """A request whose head was accepted: it takes its body in pieces and is answered once.
 
     What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
     interim: Sequence[tuple[str, str]]  # the fields of a 104 before the body; none: no 104
-
-    def feed(self, piece: memoryview) -> Answer | None:
-        """Take in content, which is good until this returns; an answer if it is refused."""
-
-    def pause(self) -> Answer | None:
-        """Let go of what is not needed while no more comes."""
-
-    def finish(self) -> Answer:
-        """Return the answer: the body is complete."""
-
-    def refuse(self, error: HTTPError) -> Response:
-        """Return the answer to a body that is none, or too slow."""
-
-    def abandon(self) -> None:
-        """Forget the request, whose client has gone away."""
+    feed: Callable[[memoryview], Answer | None]  # takes content, which is good until it returns
+    pause: Callable[[], Answer | None]  # lets go of what is not needed while no more comes
+    finish: Callable[[], Answer]  # the body is complete
+    refuse: Callable[[HTTPError], Response]  # the body is none, or too slow
+    abandon: Callable[[], None]  # the client has gone away
 
 
 class Buffers(threading.local):
@@ -12721,34 +12710,34 @@ class Application(Service):
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        answer = self.attempt(request, self.accept, request)
+        answer = self._attempt(request, self.accept, request)
         # What reads an empty body, too, has it whole.
         return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
+    def _attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
         try:
             outcome = step(*given)
         except Exception as error:
-            return self.refuse(request, error)
+            return self._refuse(request, error)
         if isinstance(outcome, Response):
             self.finish(request.head, outcome, request)
         elif isinstance(outcome, Deferred):
-            work = functools.partial(self.attempt, request, outcome.work)
-            refuse = functools.partial(self.refuse, request)
+            work = functools.partial(self._attempt, request, outcome.work)
+            refuse = functools.partial(self._refuse, request)
             return outcome._replace(work=work, refuse=refuse)
         return outcome
 
-    def refuse(self, request: Request, error: Exception) -> Response:
+    def _refuse(self, request: Request, error: Exception) -> Response:
         """Answer an error, and forget what has come of the request."""
-        self.abandon(request)
+        self._abandon(request)
         problem = as_http_error(error)
         log_refusal(request, problem)
         response = error_response(problem, request.family)
         self.finish(request.head, response, request)
         return response
 
-    def abandon(self, request: Request) -> None:
+    def _abandon(self, request: Request) -> None:
         """Forget what has come of a request that comes to nothing; count no use of its token."""
         counted, body, request.counted, request.body = request.counted, request.body, None, None
         with contextlib.suppress(sqlite3.Error):
@@ -12806,13 +12795,41 @@ class Application(Service):
         if item.body is not None:
             request.body = open_body(request, item.body, parameters)
             if request.body is not None:
-                return Accepted(self, request, item, parameters)
+                return self._exchange(request, request.body, item, parameters)
             if item.body.wrapper:
                 raise ValidationError(
                     FieldError("body", item.body.wrapper, "is required", "missing")
                 )
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
+
+    def _exchange(
+        self, request: Request, body: BodyReader, item: Route, parameters: Mapping[str, Any]
+    ) -> Exchange:
+        """Return the steps by which an accepted request takes in its body; each may answer it."""
+        attempt = functools.partial(self._attempt, request)
+        return Exchange(
+            interim=request.interim,
+            feed=functools.partial(attempt, body.feed),
+            pause=functools.partial(attempt, body.pause),
+            finish=functools.partial(attempt, self._answer, request, body, item, parameters),
+            refuse=functools.partial(self._refuse, request),
+            abandon=functools.partial(self._abandon, request),
+        )
+
+    def _answer(
+        self, request: Request, body: BodyReader, item: Route, parameters: Mapping[str, Any]
+    ) -> Answer:
+        """Answer a request whose body is complete."""
+        assert item.body is not None
+        request.fields = parse_form(request, item.body, body.finish())
+        response = item.handler(self.app, request, **parameters)
+        upload, request.upload, request.body = request.upload, None, None
+        if upload is not None:
+            with contextlib.suppress(OSError):  # its place is another one by now
+                upload.discard(undo=False)
+        request.counted = None  # it was worth its use
+        return response
 
     def _parse_fields(
         self, request: Request, item: Route, parameters: dict[str, str]
@@ -12991,49 +13008,6 @@ class Application(Service):
         if known is None or not allows(access, known, app.settings.read_auth_enabled):
             return None
         return known
-
-
-class Accepted(Exchange):
-    """A request of which only the body is to come: the application's Exchange."""
-
-    def __init__(
-        self, application: Application, request: Request, item: Route,
-        parameters: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        assert request.body is not None
-        self.interim = request.interim
-        self._application = application
-        self._request = request
-        self._item = item
-        self._parameters = parameters
-        self._body = request.body
-
-    def feed(self, piece: memoryview) -> Answer | None:
-        return self._application.attempt(self._request, self._body.feed, piece)
-
-    def pause(self) -> Answer | None:
-        return self._application.attempt(self._request, self._body.pause)
-
-    def finish(self) -> Answer:
-        return self._application.attempt(self._request, self._answer)
-
-    def _answer(self) -> Answer:
-        request, spec = self._request, self._item.body
-        assert spec is not None
-        request.fields = parse_form(request, spec, self._body.finish())
-        response = self._item.handler(request.app, request, **self._parameters)
-        upload, request.upload, request.body = request.upload, None, None
-        if upload is not None:
-            with contextlib.suppress(OSError):  # its place is another one by now
-                upload.discard(undo=False)
-        request.counted = None  # it was worth its use
-        return response
-
-    def refuse(self, error: HTTPError) -> Response:
-        return self._application.refuse(self._request, error)
-
-    def abandon(self) -> None:
-        self._application.abandon(self._request)
 
 
 def validators_of(thing: object) -> tuple[str, float | None]:

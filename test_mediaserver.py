@@ -3708,6 +3708,20 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_content_is_locked_for_every_process_by_a_file_that_stays(tmp_path):
+    folder = ms.Folder("data", tmp_path, make=True, buffers=ms.WriteBuffers())
+    now = fcntl.LOCK_EX | fcntl.LOCK_NB
+    with folder.content_lock("ab" * 32):
+        inode = (tmp_path / "locks/ab").stat().st_ino
+        with (tmp_path / "locks/ab").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, now)
+        with folder.content_lock("cd" * 32):
+            pass  # another content is stored meanwhile
+    with folder.content_lock("ab" * 32), (tmp_path / "locks/cd").open() as lock:
+        assert (tmp_path / "locks/ab").stat().st_ino == inode
+        fcntl.flock(lock, now)
+
+
 # -- S3
 
 S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
@@ -5621,7 +5635,7 @@ def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp
     with ms.opened_app(settings) as app:
         assert not app.thumbnails.upload_at[0]
         begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
-        assert isinstance(begun, ms.Accepted)
+        assert isinstance(begun, ms.Exchange)
         begun.abandon()
         assert app.thumbnails.upload_at[0]
 
@@ -5899,7 +5913,7 @@ def test_the_limits_of_a_chunked_body_do_not_depend_on_its_pieces(
 
 # -- Multipart bodies
 
-Parts = list[tuple[str, "str | None", "str | None", bytes]]
+Parts = list[tuple[str, "str | None", bytes]]
 
 
 def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
@@ -5916,7 +5930,7 @@ def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
                 content += event.data
             else:
                 assert content is not None
-                parts.append((part.name, part.filename, part.content_type, bytes(content)))
+                parts.append((part.name, part.filename, bytes(content)))
                 content = None
     parser.finish()
     return parts
@@ -5936,9 +5950,9 @@ FORM = (
     b"--AaB03x--"
 )
 FORM_PARTS: Parts = [
-    ("field1", None, None, b"Joe"),
-    ("pics", "file1.gif", "image/gif", LOOKALIKES),
-    ("a", None, None, b""),
+    ("field1", None, b"Joe"),
+    ("pics", "file1.gif", LOOKALIKES),
+    ("a", None, b""),
 ]
 
 
@@ -5960,7 +5974,7 @@ def test_random_forms_come_back_as_they_were() -> None:
             content = b"".join(rng.choices(words, k=rng.randrange(30)))
             while re.search(rb"\r\n--%s(--|[ \t]*\r\n)" % re.escape(boundary), content + b"\r\n"):
                 content = content.replace(boundary, b"", 1)
-            parts.append((f"n{number}", None, None, content))
+            parts.append((f"n{number}", None, content))
             body += b"--%s\r\nContent-Disposition: form-data; name=n%d\r\n\r\n%s\r\n" % (
                 boundary, number, content,
             )  # fmt: skip
