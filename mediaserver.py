@@ -7426,7 +7426,7 @@ class Thumbnails:
         }
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
-        self._shelves: tuple[Shelf, ...] = ()  # public, private
+        self.shelves: tuple[Shelf, ...] = ()  # public, private
         self.previews: PreviewCache
         self._host: socket.socket | None = None
         self._host_id = 0
@@ -7439,7 +7439,7 @@ class Thumbnails:
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache) -> None:
         """Say where thumbnails and previews lie."""
-        self._shelves = (public, private)
+        self.shelves = (public, private)
         self.previews = previews
 
     @property
@@ -7514,25 +7514,21 @@ class Thumbnails:
         while self._sockets:
             self._sockets.pop().close()
 
-    def exists(self, sha256: str, private: bool = False) -> bool:
-        """Return whether there is a thumbnail."""
-        return self._shelves[private].exists(sha256)
-
-    def read(self, sha256: str, private: bool = False) -> bytes:
-        """Return the PNG; OSError where there is none."""
-        return self._shelves[private].read(sha256)
+    def shelf(self, file: File) -> Shelf:
+        """Return where the thumbnail of a file lies."""
+        return self.shelves[file.root != "library"]
 
     def remove(self, *hashes: str, public_only: bool = False) -> None:
         """Delete those thumbnails and previews that there are and that can be deleted."""
         for sha256 in hashes:
-            for shelf in self._shelves[: 1 if public_only else 2]:
+            for shelf in self.shelves[: 1 if public_only else 2]:
                 shelf.remove(sha256, THUMBNAIL)
             if not public_only:
                 self.previews.remove(sha256, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        for shelf in (*self._shelves, self.previews):
+        for shelf in (*self.shelves, self.previews):
             shelf.recover()
 
     def make(self, folder: Folder, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
@@ -7542,21 +7538,21 @@ class Thumbnails:
         one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the file cannot be opened or the thumbnail not stored.
         """
-        sha256, private = asset.sha256, file.root != "library"
+        sha256, shelf = asset.sha256, self.shelf(file)
 
         def make() -> Outcome:
-            if self.exists(sha256, private):
+            if shelf.exists(sha256):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self.previews.limit else (THUMBNAIL,)
             made = self._render(folder, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
-            self._shelves[private].store(sha256, THUMBNAIL, made[0])
+            shelf.store(sha256, THUMBNAIL, made[0])
             for preview in made[1:]:  # there is none without Pillow
                 self.previews.store(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{sha256} {private} {ahead}", make)
+        return self._once(f"{shelf.name(sha256)} {ahead}", make)
 
     def preview(
         self, folder: Folder, file: File, asset: Asset, rendition: Rendition
@@ -7903,7 +7899,7 @@ def open_picture(
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
     picture: Any = None
-    with contextlib.suppress(Exception):  # as in decode
+    with contextlib.suppress(OSError, ValueError, OverflowError, MemoryError):
         picture = read_odd_bmp(source)
     source.seek(0)
     if picture is None:
@@ -8565,7 +8561,7 @@ class Renditions:
         facts, thumbnails = asset.facts, self.thumbnails
         if asset.thumbnail == 0 or facts is None:
             return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+        if asset.thumbnail == 1 and thumbnails.shelf(file).exists(asset.sha256):
             return Outcome.MADE
         if facts.kind not in thumbnails.kinds:
             return Outcome.IMPOSSIBLE
@@ -13534,7 +13530,7 @@ def thumbnail_response(
             outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
-            data = app.thumbnails.read(asset.sha256, file.root != "library")
+            data = app.thumbnails.shelf(file).read(asset.sha256)
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)

@@ -4353,7 +4353,7 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     thumbnails.remove(sha256)
     if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    return Image.open(io.BytesIO(thumbnails.read(sha256)))
+    return Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256)))
 
 
 def try_thumbnail(
@@ -4647,7 +4647,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
     quadrants(pillow).save(tmp_path / name, **secret)
     assert make(thumbnails, tmp_path / name) is not None
-    png = thumbnails.read(SHA)
+    png = thumbnails.shelves[0].read(SHA)
     kinds, at = set(), 8
     while at < len(png):
         length, kind = struct.unpack_from(">I4s", png, at)
@@ -4908,7 +4908,7 @@ def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, mon
     def told(*, ahead: bool) -> int:
         thumbnails.remove(SHA)
         assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
-        return int(thumbnails.read(SHA))
+        return int(thumbnails.shelves[0].read(SHA))
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(told, ahead=True)
@@ -4952,7 +4952,7 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
             os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
-    assert all(thumbnails.exists(f"{number:064x}") for number in range(3))
+    assert all(thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3))
     stop_host(thumbnails, host)
 
 
@@ -5003,7 +5003,7 @@ def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path
     thumbnails = thumbnails_in(tmp_path)
     fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
     thumbnails.recover()
-    assert not thumbnails.exists(SHA)
+    assert not thumbnails.shelves[0].exists(SHA)
     assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
