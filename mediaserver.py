@@ -6367,9 +6367,9 @@ def is_remote(device: int) -> bool:
 def safe_name(name: str) -> str:
     """Return a file name as it was given, less what file systems or people trip over.
 
-    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
+    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif", "x/.."
     >>> [safe_name(name) for name in names]
-    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
+    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif', 'file']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = re.sub("[\0-\x1f\x7f-\x9f\ud800-\udfff]", "", name)  # controls, lone surrogates
@@ -6378,7 +6378,7 @@ def safe_name(name: str) -> str:
         name = f"file.{name}"  # it was nothing but an extension
     if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
-    return fit_name(name)
+    return fit_name(name or "file")
 
 
 def fit_name(name: str, suffix: str = "") -> str:
@@ -16848,8 +16848,7 @@ def portable_name(name: str) -> str:
     >>> portable_name("C:a. "), portable_name("..")
     ('C_a', 'file')
     """
-    name = safe_name(DRIVE.sub(r"\1_", name.translate(BIDI_CONTROLS)))
-    return name.rstrip(". ") or "file"
+    return safe_name(DRIVE.sub(r"\1_", name.translate(BIDI_CONTROLS))).rstrip(". ")
 
 
 def name_in_zip(item: Shown, facts: Facts | None) -> str:
