@@ -11069,6 +11069,14 @@ def test_an_upload_lies_in_the_users_folder_and_is_served_to_those_who_may(serve
     assert django.upload(wav(), "x.png")[1]["type"] == "audio"  # the content says so
 
 
+@pytest.mark.parametrize("name", [".", "..", "/", "a/", " ", "\x85", "%0A", "." * 300])
+def test_a_file_whose_name_leaves_nothing_has_one(server, jane, name):
+    sent = server.send_file("POST", "/api/media/media/", png(), name, jane.headers)
+    assert (sent.status, sent.json["name"]) == (201, "file"), sent.json
+    assert re.fullmatch(r"uploads/\d{4}/\d\d/\d\d/file(_\d+)?", sent.json["storage_path"])
+    assert re.match(r"file.*\.png$", server.store(png(), name).json["stored_as"])
+
+
 @pytest.mark.parametrize(
     ("content", "texts", "field"),
     [
