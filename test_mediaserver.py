@@ -7234,8 +7234,10 @@ def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
 
 def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
     waiting = [Raw(bare_server) for _ in range(3)]
-    for raw in waiting:
+    for raw in waiting[:2]:
         raw.send(get_line("/wait"))
+    wait_until(lambda: bare_server.connections.in_flight == 2)
+    waiting[2].send(get_line("/wait"))
     refused = waiting[2].answer()
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
     bare_server.service.going_on.set()
