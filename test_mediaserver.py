@@ -68,6 +68,7 @@ PROGRAM = HERE / "mediaserver.py"
 # What the program goes on as, by itself: to begin there saves a compilation each time.
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
+RUN_SECONDS = 300.0  # that a program which ends by itself may run, on a machine that is busy
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
@@ -627,7 +628,7 @@ def run_program(*arguments: object, cwd: Path, stdin: str = "", **environment: s
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=DEADLINE,
+        timeout=RUN_SECONDS,
         check=False,
     )
 
@@ -1828,7 +1829,7 @@ def run_copy(program: Path, *arguments: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, str(program), *arguments]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -8304,7 +8305,9 @@ def dump_page(url: str, home: Path) -> str:
         need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
         "--virtual-time-budget=5000", f"--user-data-dir={home}/profile", url,
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=RUN_SECONDS
+    ).stdout
 
 
 def test_chromium_runs_no_script_of_an_svg(server, tmp_path):
@@ -16819,7 +16822,7 @@ def said_by(*command: object, **options: Any) -> tuple[int, str]:
     words = [str(word) for word in command]
     done = subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        timeout=60, **options,
+        timeout=RUN_SECONDS, **options,
     )  # fmt: skip
     return done.returncode, done.stdout
 
@@ -17363,7 +17366,9 @@ def multipart_type() -> dict[str, str]:
 
 
 def run_client(*words: object) -> bytes:
-    done = subprocess.run(list(map(str, words)), capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, timeout=RUN_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     return bytes(done.stdout)
 
@@ -17385,12 +17390,16 @@ def upload_by_node(url: str, path: Path) -> Any:
 
 def upload_by_requests(url: str, path: Path) -> Any:
     with path.open("rb") as file:
-        return need("requests").post(url, files={"file": file}, timeout=60).json()
+        return need("requests").post(url, files={"file": file}, timeout=RUN_SECONDS).json()
 
 
 def upload_by_requests_in_pieces(url: str, path: Path) -> Any:
     pieces = body_pieces(form(path.name, path.read_bytes())[0])
-    return need("requests").post(url, data=pieces, headers=multipart_type(), timeout=60).json()
+    return (
+        need("requests")
+        .post(url, data=pieces, headers=multipart_type(), timeout=RUN_SECONDS)
+        .json()
+    )
 
 
 def upload_by_httpx(url: str, path: Path) -> Any:
