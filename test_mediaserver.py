@@ -1187,9 +1187,20 @@ def spki(point: bytes) -> bytes:
 
 PUBLIC_POINT = multiply(PRIVATE_KEY, G)
 PEM = pem_of(spki(der_point(PUBLIC_POINT)))
-KEYS = ms.AuthConfig(
-    False, "owner's key", KEYS_SECRET, ms.parse_public_key(PEM), "upload secret", 900
-)
+
+
+def auth_config(
+    owners_key: str = "owner's key", jwt_key: str = KEYS_SECRET, *, upload: str = "upload secret",
+    public_key: ms.PublicKey | None = None, **options: str,
+) -> ms.AuthConfig:  # fmt: skip
+    secrets = {
+        "auth_token": owners_key, "jwt_signing_key": jwt_key, "media_server_secret": upload,
+    }  # fmt: skip
+    settings = ms.load_settings({"storage_dir": "x", **options}, {}, {})
+    return ms.AuthConfig(settings._replace(**secrets), public_key)
+
+
+KEYS = auth_config(public_key=ms.parse_public_key(PEM))
 
 ACCESS: dict[str, object] = {"token_type": "access", "exp": NOW + 60, "user_id": 7}
 FOREIGN: dict[str, object] = {"sub": "user123", "exp": NOW + 60}
@@ -1597,20 +1608,20 @@ def test_a_principal_is_found_in_the_contracts_order(
 
 
 def test_demo_mode_looks_at_no_credential() -> None:
-    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    demo = auth_config(auth_disabled="true")
     assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
 
 
 @pytest.mark.parametrize("text", ["schlüssel", "schlüssel".encode().decode("latin-1")])
 def test_a_non_ascii_owners_key_is_known_in_both_encodings(text: str) -> None:
-    keys = ms.AuthConfig(False, "schlüssel", "b", None, "c", 900)
+    keys = auth_config("schlüssel")
     assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
 
 
 @pytest.mark.parametrize("secrets", [("", "b", "c"), ("a", " ", "c"), ("a", "b", "")])
 def test_blank_secrets_make_no_keys(secrets: tuple[str, str, str]) -> None:
     with pytest.raises(ValueError, match="blank"):
-        ms.AuthConfig(False, secrets[0], secrets[1], None, secrets[2], 900)
+        auth_config(secrets[0], secrets[1], upload=secrets[2])
 
 
 def test_no_secret_is_in_the_repr_of_keys() -> None:
@@ -1709,7 +1720,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
     for owners_key, jwt_key in (("changed", KEYS_SECRET), ("owner's key", "changed")):
-        keys = ms.AuthConfig(False, owners_key, jwt_key, None, "c", 900)
+        keys = auth_config(owners_key, jwt_key)
         assert found(good, keys=keys) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
     assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
@@ -1727,7 +1738,7 @@ def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
     cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
     principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = ms.AuthConfig(False, "a", "b", None, "c", 900)
+    keyless = auth_config("a", "b")
     assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
     with pytest.raises(ms.HTTPError):
         ms.find_principal(token, None, keyless, NOW + 60, cache)
@@ -1738,7 +1749,7 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     tokens = {
         name: f"Bearer {text}"
         for name, text in {
-            "owner": KEYS.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
+            "owner": KEYS.settings.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
             "wrong": "x", "none": "",
         }.items()
     }  # fmt: skip
@@ -1757,7 +1768,7 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("foreign", NOW + 60) is None
     view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
     assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
-    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    demo = auth_config(auth_disabled="true")
     assert recall("wrong", keys=demo) == ms.DEMO
 
 
@@ -3257,8 +3268,54 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
     assert "SEARCH asset USING PRIMARY KEY" in found
 
 
+@pytest.mark.parametrize("version", range(3, len(ms.MIGRATIONS) + 1))
+def test_an_index_of_an_earlier_program_is_upgraded_with_everything_in_it(tmp_path, version):
+    """From the third step on there were programs that people ran."""
+    path, sha = tmp_path / "index", "0" * 64
+    rows = {
+        "asset": {"sha256": sha, "size": 9, "kind": "image", "mime_type": "image/png",
+                  "extension": "png", "orientation": 1, "md5": "5" * 32},
+        "file": {"root": "entities", "path": b"a.png", "sha256": sha, "size": 9, "mtime_ns": 1,
+                 "ctime": 1.0, "added": 1.0},
+        "user": {"id": 7, "email": "A@x.org", "email_key": "a@x.org", "username": "ann",
+                 "first_name": "A", "last_name": "B", "password": "hash", "created_at": 2.0,
+                 "permissions": ms.READ_PERMISSION},
+        "session": {"id": "s", "user_id": 7, "jti": "j", "rotated_at": 3.0, "expires_at": 9e9,
+                    **({"created_at": 3.0} if version > 3 else {})},
+        "media": {"id": "m", "user_id": 7, "name": "mine", "type": "image", "folded": "mine",
+                  "created_at": 4.0, "updated_at": 4.0},
+        "entity": (entity := {
+            "id": 5, "version": 1, "transaction_id": 1, "is_collection": 0, "label": "sea",
+            "is_deleted": 0, "added": 5.0, "updated": 5.0, "path": "a.png", "sha256": sha,
+            "kind": "image", "mime_type": "image/png", "extension": "png", "search": "sea",
+        }),
+        "entity_version": entity,
+    }  # fmt: skip
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for step in ms.MIGRATIONS[:version]:
+            db.executescript(step)
+        db.execute(f"PRAGMA user_version = {version}")
+        for table, row in rows.items():
+            marks = ", ".join("?" * len(row))
+            db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", [*row.values()])
+    with contextlib.closing(ms.open_index(path)) as index:
+        assert index.value("PRAGMA user_version") == len(ms.MIGRATIONS)
+        assert index.users.find("ann") == ms.User(
+            7, "A@x.org", "ann", None, "A", "B", "hash", ms.READ_PERMISSION, True
+        )
+        (session,) = index.sessions.of_user(7, 10.0)
+        assert (session.id, session.jti, session.created_at) == ("s", "j", 3.0)
+        assert index.media.get(7, "m").name == "mine"
+        (found,) = index.entities.versions(5)
+        assert found == index.entities.get(5)
+        assert (found.label, found.asset.facts.kind, found.asset.md5) == ("sea", "image", "5" * 32)
+        assert index.files.get("entities", "a.png")[0].sha256 == sha
+        assert index.files.library_version()
+    assert not [*tmp_path.glob("*damaged*")]
+
+
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -4878,6 +4935,15 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
     stop_host(thumbnails, host)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_png_has_all_pixels_of_its_picture(pillow, mode):
+    bands = [pillow.effect_noise((31, 17), 90) for _ in mode]
+    picture = pillow.merge(mode, bands)
+    written = pillow.open(io.BytesIO(ms.encode_png(picture)), formats=["PNG"])
+    assert (written.mode, written.size) == (mode, (31, 17))
+    assert written.tobytes() == picture.tobytes()
+
+
 def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_path, monkeypatch):
     answers = {
         (kind, mime): thumbnails.can_make(kind, mime)
@@ -5081,7 +5147,8 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     is_new = functools.partial(index.files.is_empty, "library")
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
-    thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
+    shelves = [ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")]
+    thumbnails.place(*shelves, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes))
     renditions = ms.Renditions(index, [folder], thumbnails)
     scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
     yield Scanning(index, folder, thumbnails, renditions, scanner, path)
@@ -5161,6 +5228,20 @@ def test_what_is_written_while_it_is_decoded_gets_no_thumbnail(decoding, monkeyp
     assert decoding.states()["a.png"] is None
     assert decoding.scanner.scan()
     assert decoding.try_thumbnail("a.png") is ms.Outcome.MADE
+
+
+def test_what_is_deleted_while_its_thumbnail_is_made_leaves_none(decoding, monkeypatch):
+    files, thumbnails = decoding.index.files, decoding.thumbnails
+
+    def delete() -> None:
+        (digest, _) = decoding.index.write(lambda db: files.remove(db, "library", "a.png"))
+        thumbnails.remove(digest)
+
+    monkeypatch.setattr(thumbnails, "_may_try", after(thumbnails._may_try, delete))
+    decoding.try_thumbnail("a.png")
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.MADE
+    kept = [path.stem for path in (decoding.path / ".thumbnails").rglob("*.png")]
+    assert kept == [files.get("library", "b.png")[0].sha256]
 
 
 def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
@@ -5511,31 +5592,31 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
 
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
-    renditions.note_upload()
+    ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
     renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
 
-@pytest.mark.parametrize("path", ["/upload", "/image/a.png", "/upload-image", "/entity/"])
+@pytest.mark.parametrize(
+    "path", ["/upload", "/image/a.png", "/upload-image", "/entity/", "/files"]
+)
 def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp_path, path):
-    """From the moment that one begins, and again when it is over."""
+    """From their head on, resumable ones too."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
-    texts, field = ({"is_collection": "0"}, "image") if "entity" in path else ({}, "file")
-    body, content_type = form("a.png", png_of(2000), field, **texts)
-    sent = post(path, len(body), f"Content-Type: {content_type}").removesuffix(b"\r\n\r\n")
-    sent = sent.replace(b"POST", b"PUT") if "/image/" in path else sent
+    fields = {"Content-Type": form("a.png", png())[1]}
+    if path == "/files":
+        fields = {**TUS_CONTENT, "Upload-Length": "9", **about("media")}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    head = post(path, 9, *lines).removesuffix(b"\r\n\r\n")
+    head = head.replace(b"POST", b"PUT", 1) if "/image/" in path else head
     with ms.opened_app(settings) as app:
-        seen = list[float]()
-        app.renditions.note_upload = lambda: seen.append(len(received))
-        received = bytearray()
-        accepted = ms.Application(app, ms.ROUTES)(ms.parse_request_head(sent), "127.0.0.1")
-        for piece in (body[:1000], body[1000:]):
-            received += piece
-            accepted.feed(memoryview(piece))
-        assert accepted.finish().status == 201
-    assert seen == [1000, len(body)]
+        assert not app.thumbnails.upload_at[0]
+        begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        assert isinstance(begun, ms.Accepted)
+        begun.abandon()
+        assert app.thumbnails.upload_at[0]
 
 
 # ======================================================================================
@@ -6491,6 +6572,17 @@ def test_a_content_encoding_that_changes_nothing_is_taken(server, coding):
         "POST", "/upload", png(), headers={**OWNER, "Content-Encoding": coding}
     )
     assert answer.status == 201
+
+
+@pytest.mark.parametrize("path", ["/upload", "/image/part.png"])
+def test_a_part_of_a_file_is_not_stored_as_a_whole_one(server, path):
+    content = png(padding=2000)
+    sent = {**OWNER, "Content-Range": f"bytes 0-{len(content) - 1}/{len(content) + 9}"}
+    answer = server.send_file("PUT", path, content, headers=sent)
+    assert (answer.status, "/files" in answer.json["detail"]) == (400, True)
+    raw = {**sent, "Content-Type": "image/png"}  # as curl -C - -T goes on
+    assert server.request("PUT", path, content, raw).status == 400
+    assert sha256(content) not in server.listed()
 
 
 def test_a_refused_body_is_read_up_to_16_mib(server):
@@ -8135,7 +8227,10 @@ def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
             assert answer.status == 412, (method, path, condition)
             missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
             assert missing.status == 404, (method, path, condition)
-        assert running.get(path).status == 200
+        shown = running.get(path)
+        assert (shown.status, shown.headers["ETag"]) == (
+            (200, tag) if path.startswith("/media/") else (200, None)
+        )
         right = {"If-Match": tag if path.startswith("/media/") else "*",
                  "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
         assert running.request("DELETE", path, headers=right).status in {200, 204}
@@ -10318,7 +10413,7 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         return outcomes
 
     all_in = ["2019/ü a.png", "b.gif"]
-    left = ["2019/fake.jpg", "note.txt", "link.png", ".thumbnails/"]
+    left = ["2019/fake.jpg", "note.txt", ".thumbnails/", "link.png"]
     assert imported("--dry-run") == {"new": all_in, "left": left}
     assert not (running.storage / "imported").exists()
     assert imported() == {"new": all_in, "left": left}
@@ -10606,6 +10701,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
     assert "left\tentity 6\tit was deleted there" in first.stdout
+    assert "versions: 3, of older ones 2025/11/24/old.png is gone" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
@@ -12861,6 +12957,29 @@ def test_links_are_listed_ended_and_end_by_themselves(wedding):
     assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
 
 
+def test_a_link_to_more_than_it_lists_says_so(start):
+    running = start(constants={"MAX_SHARED": 2})
+    fill(running.storage, {f"a/{name}.png": png() for name in "123"})
+    running.rescan()
+    made = share(running, kind="folder", target="a")
+    listed = running.get(local(made["url"])).json
+    assert (len(listed["files"]), listed["has_more"], listed["left_out"]) == (2, True, 0)
+    page = running.get(local(made["url"]), accept="text/html").body.decode()
+    assert "these are the first 2." in page and page.count("<li>") == 2
+
+
+@pytest.mark.parametrize("filename", ["..", " ", "a/", "a\\ "])
+def test_what_is_uploaded_under_no_name_is_named_file(server, filename):
+    user = User(server)
+    status, record = user.upload(png(), filename)
+    assert (status, record["storage_path"].rpartition("/")[2]) == (201, "file")
+    shelf = user.call("POST", SHELVES, {"name": "s"})[1]["id"]
+    link = share(server, user.headers, kind="collection", target=shelf, upload=True)
+    path = f"{local(link['url'])}/upload"
+    added = server.send_file("POST", path, png(), filename, {})
+    assert (added.status, added.json["name"][:4]) == (201, "file")
+
+
 def test_an_ended_link_is_not_answered_from_memory(server):
     server.upload(content := png_of(700))
     made = share(server, kind="file", target=sha256(content))
@@ -14463,7 +14582,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
         "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
     opened = upload.headers["Location"].rpartition("/")[2]
     for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
-                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx%20y"):  # fmt: skip
         assert server.get(path).status in {401, 404}
     for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
         server.request("DELETE", path, headers=OWNER)
@@ -14474,6 +14593,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
     assert re.search("refused .* GET /s/-/?: 401", server.log)
     assert "/s/-/" + sha256(content) in server.log
     assert server.log.count("/files/-") == 1
+    assert "/photos/s/-/x%20y" in server.log
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
@@ -15342,6 +15462,24 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     assert user.call("GET", "/shares")[1] == []
 
 
+def test_what_is_typed_into_a_form_is_no_command_for_the_viewer_behind_it(browser, server):
+    server.upload(content := png())
+    browser.open(server.url + "/gallery")
+    sign_in(browser, OWNER_KEY)
+    browser.see("list.can_write")
+    browser.click(f"[data-sha='{sha256(content)}'] a")
+    browser.click("#viewer [title=Share]")
+    browser.see("document.querySelector('#login [name=linkTitle]')")
+    browser.run("document.querySelector('#login [name=linkTitle]').select()")
+    for key in "sif":
+        browser.press(key)
+    typed = "document.querySelector('#login [name=linkTitle]').value"
+    assert browser.run(f"return {typed}") == "sif"
+    assert not browser.run("return document.querySelector('#facts') || slideshow")
+    browser.click("#login .row button")
+    assert browser.run("return document.querySelector('#viewer').open")
+
+
 def test_the_page_of_a_server_that_only_reads_offers_no_changes(browser, start, tmp_path):
     with start() as writer:
         writer.scanned()
@@ -15474,6 +15612,12 @@ def test_a_large_album_has_only_what_is_in_view_in_its_document(browser, start, 
     browser.run("window.scrollTo(0, 1e9)")
     browser.see("document.querySelector(\"[aria-label$=', 0.png']\")")
     assert browser.run("return document.querySelectorAll('.tile').length") < 200
+    assert browser.run("return document.querySelectorAll('#scrubber span').length") > 4
+    box = browser.run("return document.querySelector('#scrubber').getBoundingClientRect()")
+    x, middle = int(box["x"]) + 20, int(box["y"] + box["height"] / 2)
+    browser.touch([(x, middle + 100), (x, middle)])
+    share = "window.scrollY / (document.documentElement.scrollHeight - window.innerHeight)"
+    assert 0.4 < browser.run(f"return {share}") < 0.6
 
 
 @contextlib.contextmanager
