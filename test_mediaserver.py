@@ -4199,6 +4199,25 @@ def test_what_is_restored_into_a_bucket_leaves_nothing_on_disk(bucket, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("headers", "size", "mtime_ns"),
+    [
+        ({}, 0, 0), ({"content-length": "7", "x-amz-meta-mtime": "12.5"}, 7, 12_500_000_000),
+        ({"x-amz-meta-mtime": "12"}, 0, 12_000_000_000), ({"x-amz-meta-mtime": "?"}, 0, 0),
+        ({"last-modified": "Thu, 01 Jan 1970 00:01:00 GMT"}, 0, 60_000_000_000),
+        ({"last-modified": "long ago"}, 0, 0),
+    ],
+)  # fmt: skip
+def test_an_object_s_headers_tell_its_size_and_mtime(headers, size, mtime_ns):
+    status = ms.object_status(headers)
+    assert (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+    assert status.st_mtime == status.st_ctime == mtime_ns / 1e9
+
+
+def test_an_object_gets_no_other_name(bucket):
+    assert bucket.link_in("b.png", bucket, "a.png") == errno.EPERM
+
+
+@pytest.mark.parametrize(
     ("code", "body", "error"),
     [
         (200, b"", None), (206, b"", None), (200, b"<Error>late</Error>", errno.EIO),
@@ -6886,6 +6905,19 @@ def test_what_goes_wrong_with_an_answer_ends_its_connection_and_is_said_unless_t
         assert raw.answer().body == b"/b"
     said = "mediaserver: a connection was dropped: ZeroDivisionError: "
     assert (said in capsys.readouterr().err) is is_said
+
+
+def test_what_comes_behind_a_refused_head_is_read_lest_the_answer_is_lost(
+    bare_server, monkeypatch
+):
+    patient = ms.WAITS[ms.State.LINGERING]._replace(seconds=DEADLINE)
+    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, patient)
+    with Raw(bare_server) as raw:
+        raw.send(b"nonsense\r\n\r\n")
+        assert raw.answer().status == 400
+        wait_until(lambda: states(bare_server)[ms.State.LINGERING] == 1)
+        raw.send(b"x" * 10_000)
+    wait_until(lambda: not bare_server.connections.descriptors)
 
 
 def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
