@@ -68,6 +68,7 @@ PROGRAM = HERE / "mediaserver.py"
 # What the program goes on as, by itself: to begin there saves a compilation each time.
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
+RUN_SECONDS = 300.0  # that a program which ends by itself may run, on a machine that is busy
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
@@ -627,7 +628,7 @@ def run_program(*arguments: object, cwd: Path, stdin: str = "", **environment: s
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=DEADLINE,
+        timeout=RUN_SECONDS,
         check=False,
     )
 
@@ -1847,7 +1848,7 @@ def run_copy(program: Path, *arguments: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, str(program), *arguments]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -4217,6 +4218,25 @@ def test_what_is_restored_into_a_bucket_leaves_nothing_on_disk(bucket, tmp_path)
     bucket.copy_in("a.png", status, [memoryview(b"some "), memoryview(b"bytes")])
     assert read_from(bucket, "a.png") == b"some bytes"
     assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("headers", "size", "mtime_ns"),
+    [
+        ({}, 0, 0), ({"content-length": "7", "x-amz-meta-mtime": "12.5"}, 7, 12_500_000_000),
+        ({"x-amz-meta-mtime": "12"}, 0, 12_000_000_000), ({"x-amz-meta-mtime": "?"}, 0, 0),
+        ({"last-modified": "Thu, 01 Jan 1970 00:01:00 GMT"}, 0, 60_000_000_000),
+        ({"last-modified": "long ago"}, 0, 0),
+    ],
+)  # fmt: skip
+def test_an_object_s_headers_tell_its_size_and_mtime(headers, size, mtime_ns):
+    status = ms.object_status(headers)
+    assert (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+    assert status.st_mtime == status.st_ctime == mtime_ns / 1e9
+
+
+def test_an_object_gets_no_other_name(bucket):
+    assert bucket.link_in("b.png", bucket, "a.png") == errno.EPERM
 
 
 @pytest.mark.parametrize(
@@ -6909,6 +6929,19 @@ def test_what_goes_wrong_with_an_answer_ends_its_connection_and_is_said_unless_t
     assert (said in capsys.readouterr().err) is is_said
 
 
+def test_what_comes_behind_a_refused_head_is_read_lest_the_answer_is_lost(
+    bare_server, monkeypatch
+):
+    patient = ms.WAITS[ms.State.LINGERING]._replace(seconds=DEADLINE)
+    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, patient)
+    with Raw(bare_server) as raw:
+        raw.send(b"nonsense\r\n\r\n")
+        assert raw.answer().status == 400
+        wait_until(lambda: states(bare_server)[ms.State.LINGERING] == 1)
+        raw.send(b"x" * 10_000)
+    wait_until(lambda: not bare_server.connections.descriptors)
+
+
 def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
     set_patience(monkeypatch, 0.05)
     with Raw(bare_server) as raw:
@@ -8423,7 +8456,9 @@ def dump_page(url: str, home: Path) -> str:
         need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
         "--virtual-time-budget=5000", f"--user-data-dir={home}/profile", url,
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=RUN_SECONDS
+    ).stdout
 
 
 def test_chromium_runs_no_script_of_an_svg(server, tmp_path):
@@ -17023,7 +17058,7 @@ def said_by(*command: object, **options: Any) -> tuple[int, str]:
     words = [str(word) for word in command]
     done = subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        timeout=60, **options,
+        timeout=RUN_SECONDS, **options,
     )  # fmt: skip
     return done.returncode, done.stdout
 
@@ -17567,7 +17602,9 @@ def multipart_type() -> dict[str, str]:
 
 
 def run_client(*words: object) -> bytes:
-    done = subprocess.run(list(map(str, words)), capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, timeout=RUN_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     return bytes(done.stdout)
 
@@ -17589,12 +17626,16 @@ def upload_by_node(url: str, path: Path) -> Any:
 
 def upload_by_requests(url: str, path: Path) -> Any:
     with path.open("rb") as file:
-        return need("requests").post(url, files={"file": file}, timeout=60).json()
+        return need("requests").post(url, files={"file": file}, timeout=RUN_SECONDS).json()
 
 
 def upload_by_requests_in_pieces(url: str, path: Path) -> Any:
     pieces = body_pieces(form(path.name, path.read_bytes())[0])
-    return need("requests").post(url, data=pieces, headers=multipart_type(), timeout=60).json()
+    return (
+        need("requests")
+        .post(url, data=pieces, headers=multipart_type(), timeout=RUN_SECONDS)
+        .json()
+    )
 
 
 def upload_by_httpx(url: str, path: Path) -> Any:
