@@ -15797,8 +15797,9 @@ def log_request(
 # The document is made of the route declarations. An answer's words begin with what its content
 # is: a type, or several with `or` between them; a colon and a description may follow. Types are
 # those of CONTENTS, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
-# `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
-# properties, each with its type after a colon (none: a string) and `~` where it may be missing.
+# `[]` is a list of it, `{}` an object with one at each key and `|` between several. An object's
+# shape is its properties, each with its type after a colon (none: a string) and `~` where it may
+# be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
@@ -15890,11 +15891,11 @@ SENT_TYPES = {
 COMMON_ERRORS = (
     "400", "401", "403", "404", "411", "412", "413", "415", "416", "429", "503", "507", "default",
 )  # fmt: skip
-FAMILY_ERRORS: Mapping[str, tuple[str, ...]] = {  # their types; the others' is Error
-    "accounts-400": ("strings{}", "Error", "Refusal"),
-    "files-400": ("Error", "strings{}"),
-    "entities-422": ("ValidationError",),
-    "files-422": ("ValidationError",),
+FAMILY_ERRORS: Mapping[str, str] = {  # their types; the others' is Error
+    "accounts-400": "strings{}|Error|Refusal",
+    "files-400": "Error|strings{}",
+    "entities-422": "ValidationError",
+    "files-422": "ValidationError",
 }
 SECURITY_SCHEMES = {
     "bearer": {
@@ -15921,6 +15922,8 @@ def parse_type(text: str, name: str = "") -> dict[str, Any]:
     >>> parse_type("boolean?"), parse_type("Item[]")["items"]
     ({'type': ['boolean', 'null']}, {'$ref': '#/components/schemas/Item'})
     """
+    if "|" in text:
+        return {"anyOf": [parse_type(each) for each in text.split("|")]}
     if text.endswith("?"):
         return widen(parse_type(text[:-1], name), "null")
     if text.endswith("[]"):
@@ -16058,29 +16061,25 @@ def describe_answers(item: Route) -> dict[str, Any]:
         for name in names.split(" or ") if names else ():
             kinds.add(name)
             about.setdefault("content", {}).update(describe_content(name))
-    if kinds & RANGED:
-        answers["206"] = reference("responses", "206")
-    if kinds & CACHED:
-        answers["304"] = reference("responses", "304")
-    for error in find_errors(item, bool(kinds & RANGED)):
-        special = f"{item.family}-{error}"
-        answers.setdefault(
-            error, reference("responses", special if special in FAMILY_ERRORS else error)
-        )
+    for key in find_common(item, kinds):
+        own = f"{item.family}-{key}"
+        answers.setdefault(key, reference("responses", own if own in FAMILY_ERRORS else key))
     return answers
 
 
-def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
-    """Yield the statuses of the errors that a route's declaration lets happen."""
+def find_common(item: Route, kinds: Set[str]) -> Iterator[str]:
+    """Yield the statuses of what routes have in common that one's declaration lets happen."""
     yield from ("400", "401", "503", "default")
+    if kinds & CACHED:
+        yield "304"
     if item.access is not OPEN:
         yield "403"
     if "{" in item.path:
         yield "404"
     if item.body:
         yield from ("411", "413", "415", "429", "507")
-    if is_ranged:
-        yield from ("412", "416")
+    if kinds & RANGED:
+        yield from ("206", "412", "416")
     if item.before and item.method in CHANGING_METHODS:
         yield "412"
     if f"{item.family}-422" in FAMILY_ERRORS:
@@ -16095,9 +16094,7 @@ def describe_common() -> dict[str, Any]:
     }
     for key in (*COMMON_ERRORS, *FAMILY_ERRORS):
         said = _REASONS[int(key[-3:])] if key[-3:].isdigit() else "Anything else that is wrong"
-        schemas = [parse_type(name) for name in FAMILY_ERRORS.get(key, ("Error",))]
-        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-        content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
+        content = describe_content(FAMILY_ERRORS.get(key, "Error"))
         answers[key] = {"description": said, "content": content}
     return answers
 
