@@ -17735,7 +17735,7 @@ function drawNow() {
   lastWanted = null;
   for (const group of groups) {
     const isInView = group.top < to && group.top + group.height > from;
-    if (isInView) drawGroup(group, from, to, fast, wanted);
+    if (isInView) drawGroup(group, {from, to, fast, wanted});
   }
   for (const [key, element] of tiles) {
     if (wanted.has(key) || element.contains(document.activeElement)) continue;
@@ -17748,7 +17748,7 @@ function drawNow() {
   keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
 }
 
-function drawGroup(group, from, to, fast, wanted) {
+function drawGroup(group, {from, to, fast, wanted}) {
   const head = want(`${group.key} head ${group.count}`, wanted, () =>
     h("h2", {}, titleOf(group.key), h("small", {}, NUMBER.format(group.count))));
   Object.assign(head.style, {top: `${group.top}px`, insetInlineStart: `${group.left}px`,
@@ -17802,7 +17802,8 @@ function drawTile(key, item) {
     {href: addressOf({group: key, item: keyOf(item)}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
-    run(group, group.items.findIndex((each) => keyOf(each) === keyOf(item)), ...more);
+    const place = group.items.findIndex((each) => keyOf(each) === keyOf(item));
+    run({group, place}, ...more);
   };
   const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
   pick.className = "pick";
@@ -17844,25 +17845,28 @@ function wordsFor(item) {
 }
 
 // Arrow keys go from tile to tile.
-async function moveFocus(group, place, event) {
-  const row = rowOf(group, place)?.[1] || 1;
+async function moveFocus(from, event) {
+  const row = rowOf(from)?.[1] || 1;
   const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
   if (!step) return;
   event.preventDefault();
-  const there = await neighbour(group, place, step);
+  const there = await neighbour(from, step);
   if (!there) return;
-  reveal(there.group, there.place);
+  reveal(there);
   drawNow();
-  tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
+  tiles.get(tileKey(there))?.firstChild.focus();
 }
 
-const rowOf = (group, place) => group.rows.find(([first, count]) => place < first + count);
+// Where an item is: in which group, and there in which place.
+const itemAt = ({group, place}) => group.items[place];
+const tileKey = (there) => `${there.group.key}/${keyOf(itemAt(there))}`;
+const rowOf = ({group, place}) => group.rows.find(([first, count]) => place < first + count);
 
 // Scroll so that an item is in view.
-function reveal(group, place) {
-  const row = rowOf(group, place);
+function reveal(there) {
+  const row = rowOf(there);
   if (!row) return;
-  const top = $("grid").offsetTop + group.top + row[2];
+  const top = $("grid").offsetTop + there.group.top + row[2];
   const covered = $("bar").offsetHeight + 8;
   if (top < window.scrollY + covered) window.scrollTo(0, top - covered - HEAD);
   else if (top + row[3] > window.scrollY + window.innerHeight) {
@@ -17871,7 +17875,7 @@ function reveal(group, place) {
 }
 
 // The item some steps away, its group loaded if need be.
-async function neighbour(group, place, step) {
+async function neighbour({group, place}, step) {
   let there = place + step, number = groups.indexOf(group);
   while (there < 0 || there >= groups[number].count) {
     if (there < 0) {
@@ -18192,7 +18196,7 @@ bar.onlostpointercapture = () => bar.classList.remove("held");
 
 let lastPick = null;
 
-function togglePick(group, place, range) {
+function togglePick({group, place}, range) {
   const on = !picked.has(keyOf(group.items[place]));
   const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
   for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
@@ -18270,8 +18274,7 @@ const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format
 
 // Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
-  const next = shown && (await neighbour(shown.group, shown.place, 1)
-    || await neighbour(shown.group, shown.place, -1));
+  const next = shown && (await neighbour(shown, 1) || await neighbour(shown, -1));
   for (const item of items) {
     const answer = await call(...callOf(item));
     if (answer.status !== 404) await check(answer);
@@ -18327,26 +18330,24 @@ async function openLinked(key, wanted) {
     shown = {group, place: at};
   } else {
     pushed = false;
-    show(group, at);
+    show({group, place: at});
   }
 }
 
-const shownItem = () => shown.group.items[shown.place];
-
 // The address of an item of a group, or of none.
-const addressTo = (there) => addressOf(
-  there ? {group: there.group.key, item: keyOf(there.group.items[there.place])} : {});
+const addressTo = (there) =>
+  addressOf(there ? {group: there.group.key, item: keyOf(itemAt(there))} : {});
 
-function openItem(group, place) {
-  history.pushState(null, "", addressTo({group, place}));
+function openItem(there) {
+  history.pushState(null, "", addressTo(there));
   pushed = true;
-  show(group, place);
+  show(there);
 }
 
-function show(group, place) {
-  const item = group.items[place];
-  shown = {group, place};
-  lastShown = `${group.key}/${keyOf(item)}`;
+function show(there) {
+  const item = itemAt(there);
+  shown = there;
+  lastShown = tileKey(there);
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -18354,8 +18355,8 @@ function show(group, place) {
   (buttons.find((each) => each.title === focused) || $("view")).focus();
   document.title = nameOf(item);
   for (const step of [1, -1]) {
-    neighbour(group, place, step).then((there) => {
-      const near = there && there.group.items[there.place];
+    neighbour(there, step).then((next) => {
+      const near = next && itemAt(next);
       if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
     });
   }
@@ -18436,11 +18437,11 @@ async function listVersions(item, place) {
 
 async function go(step) {
   const from = shown;
-  const there = await neighbour(from.group, from.place, step);
+  const there = await neighbour(from, step);
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
   history.replaceState(null, "", addressTo(there));
-  show(there.group, there.place);
+  show(there);
 }
 
 function closeShown() {
@@ -18453,14 +18454,14 @@ function closeShown() {
 
 function closeViewer() {
   if (!shown) return;
-  const {group, place} = shown;
+  const there = shown;
   shown = null;
   stopSlideshow();
   if (document.fullscreenElement) document.exitFullscreen();
   $("viewer").replaceChildren();
   $("viewer").close();
   document.title = placeName();
-  reveal(group, place);
+  reveal(there);
   drawNow();
   tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
 }
@@ -18468,7 +18469,7 @@ function closeViewer() {
 function toggleFacts() {
   factsOpen = !factsOpen;
   $("facts")?.remove();
-  if (factsOpen) $("viewer").append(drawFacts(shownItem()));
+  if (factsOpen) $("viewer").append(drawFacts(itemAt(shown)));
 }
 
 function stopSlideshow() {
@@ -18478,8 +18479,8 @@ function stopSlideshow() {
 
 function toggleSlideshow() {
   if (slideshow) stopSlideshow();
-  else slideshow = setInterval(() => shown && shownItem()[KIND] === "image" && go(1), 4000);
-  show(shown.group, shown.place);
+  else slideshow = setInterval(() => shown && itemAt(shown)[KIND] === "image" && go(1), 4000);
+  show(shown);
 }
 
 const toggleFull = () =>
@@ -18499,7 +18500,7 @@ document.addEventListener("keydown", (event) => {
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow,
-    Delete: () => removal(shownItem()) && deleteAll([shownItem()]),
+    Delete: () => removal(itemAt(shown)) && deleteAll([itemAt(shown)]),
   }[event.key];
   if (!run) return;
   event.preventDefault();
