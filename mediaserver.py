@@ -17628,6 +17628,7 @@ function takeList(value, again) {
     if (known?.tag === tag) return known;
     return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
   });
+  isNew = true;  // what has the focus may be gone
   if (!again) clearTiles();
   drawHeader();
   layout();
@@ -17713,7 +17714,7 @@ function place() {
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by their keys
-let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0, isNew = false;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -17738,11 +17739,13 @@ function drawNow() {
     if (isInView) drawGroup(group, {from, to, fast, wanted});
   }
   for (const [key, element] of tiles) {
-    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    const hasFocus = !isNew && element.contains(document.activeElement);
+    if (wanted.has(key) || hasFocus) continue;
     element.querySelector("img")?.removeAttribute("src");
     element.remove();
     tiles.delete(key);
   }
+  isNew = false;
   moveHandle();
   clearTimeout(keeping);
   keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);

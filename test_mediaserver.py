@@ -15040,6 +15040,14 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.see("!document.querySelector('.tile')")
     assert user.call("GET", f"{MEDIA}{mine}/")[0] == 200
 
+    assert user.call("DELETE", f"{MEDIA}{mine}/")[0] == 204
+    browser.open(server.url + "/gallery?album=trash")
+    browser.see("document.querySelector('.tile')")
+    browser.run("document.querySelector('.tile a').focus()")  # where it comes back to
+    browser.press(ENTER)
+    browser.click("#viewer [title=Restore]")
+    browser.see("!document.querySelector('.tile') && !document.querySelector('#viewer').open")
+
 
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
     need("PIL")
