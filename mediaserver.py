@@ -17556,7 +17556,7 @@ const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAM
   LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", groups: [], folders: [], cameras: [], albums: [], path: [],
-  read_only: true};
+  read_only: true, max_upload_bytes: Infinity};
 let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
@@ -18131,7 +18131,7 @@ function showEmpty(symbol, title, how, action = "") {
 function showLocked() {
   listTag = "";
   say("state", "");
-  takeList(NO_LIST);
+  takeList({...NO_LIST, read_only: !uploadToken});
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }

@@ -15292,6 +15292,17 @@ def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, s
     assert "private" in browser.see("document.querySelector('#empty').innerText")
 
 
+def test_who_has_an_upload_link_adds_to_a_private_album(browser, start, tmp_path):
+    server = start(READ_AUTH_ENABLED="true")
+    (tmp_path / "mine.png").write_bytes(content := png())
+    browser.open(f"{server.url}/gallery?token={upload_token()}")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    assert browser.run("return document.querySelector('#upload').checkVisibility()")
+    browser.choose_files("#files", tmp_path / "mine.png")
+    browser.see("document.querySelector('#uploads li')?.className === 'stored'")
+    assert server.get(f"/image/{sha256(content)}", **OWNER).body == content
+
+
 def test_an_account_stays_signed_in_over_a_reload_and_is_refreshed_quietly(browser, start):
     server = start(READ_AUTH_ENABLED="true", JWT_ACCESS_TOKEN_LIFETIME_MINUTES="1")
     server.put("/image/mine.png", png())
