@@ -911,22 +911,23 @@ def test_a_command_on_a_folder_that_is_not_there_says_so_and_makes_nothing(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_used_stops_the_start_with_its_setting(tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "in_the_way"),
+    [
+        ("DATABASE_DIR", "lock/x"), ("DATABASE_URL", "index.sqlite3/x"),
+        ("UPLOAD_DIR", "images/.incoming"), ("MEDIA_STORAGE_DIR", "entities"),
+    ],
+)  # fmt: skip
+def test_a_place_that_cannot_be_used_stops_the_start_with_its_setting(
+    tmp_path, setting, in_the_way
+):
     pictures, data = tmp_path / "pictures", tmp_path / "data"
+    fill(data, {in_the_way: b"no folder, or one that should be a file"})
     at = ["--storage_dir", pictures, "--database_dir", data, "--port", 0]
-    for setting, hindered in {
-        "DATABASE_DIR": data / "lock",
-        "DATABASE_URL": data / "index.sqlite3",
-        "UPLOAD_DIR": data / "images/.incoming",
-        "MEDIA_STORAGE_DIR": data / "entities",
-    }.items():
-        hinder = hindered / "x" if setting in {"DATABASE_DIR", "DATABASE_URL"} else hindered
-        fill(hinder.parent, {hinder.name: b"in the way"})
-        ended = run_program(*at, cwd=tmp_path)
-        assert ended.returncode == 2, ended.stderr
-        assert f"mediaserver: {setting}: " in ended.stderr
-        assert "Traceback" not in ended.stderr
-        shutil.rmtree(data)
+    ended = run_program(*at, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert f"mediaserver: {setting}: " in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_no_process_of_the_server_shows_a_secret_in_its_environment(start):
@@ -1185,9 +1186,20 @@ def spki(point: bytes) -> bytes:
 
 PUBLIC_POINT = multiply(PRIVATE_KEY, G)
 PEM = pem_of(spki(der_point(PUBLIC_POINT)))
-KEYS = ms.AuthConfig(
-    False, "owner's key", KEYS_SECRET, ms.parse_public_key(PEM), "upload secret", 900
-)
+
+
+def auth_config(
+    owners_key: str = "owner's key", jwt_key: str = KEYS_SECRET, *, upload: str = "upload secret",
+    public_key: ms.PublicKey | None = None, **options: str,
+) -> ms.AuthConfig:  # fmt: skip
+    secrets = {
+        "auth_token": owners_key, "jwt_signing_key": jwt_key, "media_server_secret": upload,
+    }  # fmt: skip
+    settings = ms.load_settings({"storage_dir": "x", **options}, {}, {})
+    return ms.AuthConfig(settings._replace(**secrets), public_key)
+
+
+KEYS = auth_config(public_key=ms.parse_public_key(PEM))
 
 ACCESS: dict[str, object] = {"token_type": "access", "exp": NOW + 60, "user_id": 7}
 FOREIGN: dict[str, object] = {"sub": "user123", "exp": NOW + 60}
@@ -1595,20 +1607,23 @@ def test_a_principal_is_found_in_the_contracts_order(
 
 
 def test_demo_mode_looks_at_no_credential() -> None:
-    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    demo = auth_config(auth_disabled="true")
     assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
 
 
 @pytest.mark.parametrize("text", ["schlüssel", "schlüssel".encode().decode("latin-1")])
 def test_a_non_ascii_owners_key_is_known_in_both_encodings(text: str) -> None:
-    keys = ms.AuthConfig(False, "schlüssel", "b", None, "c", 900)
+    keys = auth_config("schlüssel")
     assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
 
 
-def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
-    for secrets in (["", "b", "c"], ["a", " ", "c"], ["a", "b", ""]):
-        with pytest.raises(ValueError, match="blank"):
-            ms.AuthConfig(False, secrets[0], secrets[1], None, secrets[2], 900)
+@pytest.mark.parametrize("secrets", [("", "b", "c"), ("a", " ", "c"), ("a", "b", "")])
+def test_blank_secrets_make_no_keys(secrets: tuple[str, str, str]) -> None:
+    with pytest.raises(ValueError, match="blank"):
+        auth_config(secrets[0], secrets[1], upload=secrets[2])
+
+
+def test_no_secret_is_in_the_repr_of_keys() -> None:
     assert "owner's key" not in repr(KEYS)
     assert KEYS_SECRET not in repr(KEYS)
 
@@ -1704,7 +1719,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
     for owners_key, jwt_key in (("changed", KEYS_SECRET), ("owner's key", "changed")):
-        keys = ms.AuthConfig(False, owners_key, jwt_key, None, "c", 900)
+        keys = auth_config(owners_key, jwt_key)
         assert found(good, keys=keys) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
     assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
@@ -1722,7 +1737,7 @@ def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
     cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
     principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = ms.AuthConfig(False, "a", "b", None, "c", 900)
+    keyless = auth_config("a", "b")
     assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
     with pytest.raises(ms.HTTPError):
         ms.find_principal(token, None, keyless, NOW + 60, cache)
@@ -1733,7 +1748,7 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     tokens = {
         name: f"Bearer {text}"
         for name, text in {
-            "owner": KEYS.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
+            "owner": KEYS.settings.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
             "wrong": "x", "none": "",
         }.items()
     }  # fmt: skip
@@ -1752,7 +1767,7 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("foreign", NOW + 60) is None
     view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
     assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
-    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    demo = auth_config(auth_disabled="true")
     assert recall("wrong", keys=demo) == ms.DEMO
 
 
@@ -2285,18 +2300,18 @@ def test_es256_permissions_and_modes_decide_over_entities(start, tmp_path, mode)
         assert answers({"Authorization": f"Bearer {token}"}) == expected, (mode, who)
 
 
-def test_in_demo_mode_everyone_may_do_everything_whatever_they_carry(start):
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+def test_in_demo_mode_everyone_may_do_everything_whatever_they_carry(start, headers):
     running = start(auth_disabled="yes")
-    for headers in ({}, {"Authorization": "Bearer wrong"}):
-        assert running.send_file("PUT", "/image/a.jpg", png(), headers=headers).status == 201
-        assert running.send_file("POST", "/upload-image", png(), headers=headers).status == 201
-        assert running.request("GET", "/image/a.png?token=x", headers=headers).status == 200
-        status, made = running.call("POST", MEDIA, {"name": "n", "type": "image"}, headers)
-        assert (status, made["user"]) == (201, 0)
-        assert running.call("GET", "/api/auth/profile/", None, headers)[0] == 200
-        body, content_type = form(None, None, is_collection="true")
-        fields = {**headers, "Content-Type": content_type}
-        assert running.request("POST", "/entity/", body, fields).status == 201
+    assert running.send_file("PUT", "/image/a.jpg", png(), headers=headers).status == 201
+    assert running.send_file("POST", "/upload-image", png(), headers=headers).status == 201
+    assert running.request("GET", "/image/a.png?token=x", headers=headers).status == 200
+    status, made = running.call("POST", MEDIA, {"name": "n", "type": "image"}, headers)
+    assert (status, made["user"]) == (201, 0)
+    assert running.call("GET", "/api/auth/profile/", None, headers)[0] == 200
+    body, content_type = form(None, None, is_collection="true")
+    fields = {**headers, "Content-Type": content_type}
+    assert running.request("POST", "/entity/", body, fields).status == 201
 
 
 # ======================================================================================
@@ -3252,8 +3267,54 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
     assert "SEARCH asset USING PRIMARY KEY" in found
 
 
+@pytest.mark.parametrize("version", range(3, len(ms.MIGRATIONS) + 1))
+def test_an_index_of_an_earlier_program_is_upgraded_with_everything_in_it(tmp_path, version):
+    """From the third step on there were programs that people ran."""
+    path, sha = tmp_path / "index", "0" * 64
+    rows = {
+        "asset": {"sha256": sha, "size": 9, "kind": "image", "mime_type": "image/png",
+                  "extension": "png", "orientation": 1, "md5": "5" * 32},
+        "file": {"root": "entities", "path": b"a.png", "sha256": sha, "size": 9, "mtime_ns": 1,
+                 "ctime": 1.0, "added": 1.0},
+        "user": {"id": 7, "email": "A@x.org", "email_key": "a@x.org", "username": "ann",
+                 "first_name": "A", "last_name": "B", "password": "hash", "created_at": 2.0,
+                 "permissions": ms.READ_PERMISSION},
+        "session": {"id": "s", "user_id": 7, "jti": "j", "rotated_at": 3.0, "expires_at": 9e9,
+                    **({"created_at": 3.0} if version > 3 else {})},
+        "media": {"id": "m", "user_id": 7, "name": "mine", "type": "image", "folded": "mine",
+                  "created_at": 4.0, "updated_at": 4.0},
+        "entity": (entity := {
+            "id": 5, "version": 1, "transaction_id": 1, "is_collection": 0, "label": "sea",
+            "is_deleted": 0, "added": 5.0, "updated": 5.0, "path": "a.png", "sha256": sha,
+            "kind": "image", "mime_type": "image/png", "extension": "png", "search": "sea",
+        }),
+        "entity_version": entity,
+    }  # fmt: skip
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for step in ms.MIGRATIONS[:version]:
+            db.executescript(step)
+        db.execute(f"PRAGMA user_version = {version}")
+        for table, row in rows.items():
+            marks = ", ".join("?" * len(row))
+            db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", [*row.values()])
+    with contextlib.closing(ms.open_index(path)) as index:
+        assert index.value("PRAGMA user_version") == len(ms.MIGRATIONS)
+        assert index.users.find("ann") == ms.User(
+            7, "A@x.org", "ann", None, "A", "B", "hash", ms.READ_PERMISSION, True
+        )
+        (session,) = index.sessions.of_user(7, 10.0)
+        assert (session.id, session.jti, session.created_at) == ("s", "j", 3.0)
+        assert index.media.get(7, "m").name == "mine"
+        (found,) = index.entities.versions(5)
+        assert found == index.entities.get(5)
+        assert (found.label, found.asset.facts.kind, found.asset.md5) == ("sea", "image", "5" * 32)
+        assert index.files.get("entities", "a.png")[0].sha256 == sha
+        assert index.files.library_version()
+    assert not [*tmp_path.glob("*damaged*")]
+
+
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
-    index.write(lambda db: db.execute(f"PRAGMA user_version = {ms.INDEX_VERSION + 1}"))
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
     index.close()
     before = index.path.read_bytes()
     with pytest.raises(ms.SettingError, match="newer mediaserver"):
@@ -3353,7 +3414,7 @@ def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
     spare = ms.SpareSpace(tmp_path / "index")
     spare.hold()
-    assert (spare.is_missed, [*tmp_path.iterdir()]) == (True, [])
+    assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
 
 
 def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
@@ -3551,6 +3612,56 @@ def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next
     assert len(files_below(tmp_path)) == 2 * len(names)
     folder.recover(lambda path: False)
     assert files_below(tmp_path) == set()
+
+
+def test_links_are_listed_and_folders_are_not(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"in/a.png": b"a", "in/below/b.png": b"b"})
+    (tmp_path / "in/dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in/folder").symlink_to(tmp_path)
+    names = {name for name, _ in folder.files_in("in")}
+    assert names == {"a.png", "dangling", "folder"}
+
+
+def test_a_file_gets_another_name_or_it_is_said_why_not(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"a.png": b"a", "b.png": b"b"})
+    assert folder.link_in("c/d.png", folder, "a.png") == 0
+    assert (tmp_path / "c/d.png").samefile(tmp_path / "a.png")
+    assert folder.link_in("e.png", folder, "nothing.png") == errno.ENOENT
+    assert folder.link_in("b.png", folder, "a.png") == errno.EEXIST
+    assert (tmp_path / "b.png").read_bytes() == b"b"
+
+
+def test_a_link_that_gets_another_name_is_a_link_there(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    (tmp_path / "a.png").symlink_to("/etc/passwd")
+    assert folder.link_in("b.png", folder, "a.png") == 0
+    assert (tmp_path / "b.png").is_symlink()
+
+
+def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(tmp_path, monkeypatch):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+
+    def link(place: ms.Place, target: ms.Place) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    incoming = arrive(folder, b"content")
+    monkeypatch.setattr(ms.Place, "link", link)
+    with pytest.raises(OSError, match="Input/output error"):
+        folder.keep(incoming, ["a.png"])
+    incoming.discard()
+    assert files_below(tmp_path) == set()
+
+
+def test_two_requests_cannot_go_on_with_one_file(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {".incoming/a": b"abc"})
+    first = folder.resume(".incoming/a", ms.Limit(10, ""))
+    with pytest.raises(BlockingIOError):
+        folder.resume(".incoming/a", ms.Limit(10, ""))
+    first.pause()
+    first.discard()
 
 
 def test_a_file_that_goes_away_meanwhile_is_only_not_listed(tmp_path, monkeypatch):
@@ -4075,6 +4186,40 @@ def test_what_a_crash_leaves_of_an_object_is_found_at_the_next_start(
     is_stored = known and moment in {"sent", "removing"}
     assert bucket.is_gone("a.png") is not is_stored
     assert has_parts(bucket) is (known and moment == "in parts")
+
+
+def test_what_is_restored_into_a_bucket_leaves_nothing_on_disk(bucket, tmp_path):
+    (tmp_path / "kept").write_bytes(b"some bytes")
+    status = os.stat(tmp_path / "kept")
+    (tmp_path / "kept").unlink()
+    bucket.copy_in("a.png", status, [memoryview(b"some "), memoryview(b"bytes")])
+    assert read_from(bucket, "a.png") == b"some bytes"
+    assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "error"),
+    [
+        (200, b"", None), (206, b"", None), (200, b"<Error>late</Error>", errno.EIO),
+        (300, b"", errno.EIO), (307, b"", errno.EIO), (403, b"", errno.EACCES),
+        (404, b"", errno.ENOENT), (412, b"", errno.EEXIST), (503, b"", errno.EIO),
+    ],
+)  # fmt: skip
+def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
+    answer = ms.S3Answer(code, {}, body)
+    with contextlib.nullcontext() if error is None else pytest.raises(OSError) as caught:
+        ms.check_answer(ms.S3Request("GET", "family", "a.png"), answer)
+    assert error is None or caught.value.errno == error
+
+
+def test_an_object_that_the_index_could_not_forget_stays(bucket, tmp_path):
+    incoming = arrive(bucket, b"some bytes")
+    assert bucket.keep(incoming, ["a.png"]) == "a.png"
+    incoming.discard(undo=False)
+    with pytest.raises(Crash), bucket.removing(["a.png"]):
+        raise Crash
+    assert read_from(bucket, "a.png") == b"some bytes"
+    assert not files_below(tmp_path)  # no note to remove it
 
 
 def has_parts(bucket: Any) -> bool:
@@ -4789,6 +4934,15 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
     stop_host(thumbnails, host)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_png_has_all_pixels_of_its_picture(pillow, mode):
+    bands = [pillow.effect_noise((31, 17), 90) for _ in mode]
+    picture = pillow.merge(mode, bands)
+    written = pillow.open(io.BytesIO(ms.encode_png(picture)), formats=["PNG"])
+    assert (written.mode, written.size) == (mode, (31, 17))
+    assert written.tobytes() == picture.tobytes()
+
+
 def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_path, monkeypatch):
     answers = {
         (kind, mime): thumbnails.can_make(kind, mime)
@@ -4992,7 +5146,8 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     is_new = functools.partial(index.files.is_empty, "library")
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
-    thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
+    shelves = [ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")]
+    thumbnails.place(*shelves, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes))
     renditions = ms.Renditions(index, [folder], thumbnails)
     scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
     yield Scanning(index, folder, thumbnails, renditions, scanner, path)
@@ -5072,6 +5227,20 @@ def test_what_is_written_while_it_is_decoded_gets_no_thumbnail(decoding, monkeyp
     assert decoding.states()["a.png"] is None
     assert decoding.scanner.scan()
     assert decoding.try_thumbnail("a.png") is ms.Outcome.MADE
+
+
+def test_what_is_deleted_while_its_thumbnail_is_made_leaves_none(decoding, monkeypatch):
+    files, thumbnails = decoding.index.files, decoding.thumbnails
+
+    def delete() -> None:
+        (digest, _) = decoding.index.write(lambda db: files.remove(db, "library", "a.png"))
+        thumbnails.remove(digest)
+
+    monkeypatch.setattr(thumbnails, "_may_try", after(thumbnails._may_try, delete))
+    decoding.try_thumbnail("a.png")
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.MADE
+    kept = [path.stem for path in (decoding.path / ".thumbnails").rglob("*.png")]
+    assert kept == [files.get("library", "b.png")[0].sha256]
 
 
 def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
@@ -5422,31 +5591,31 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
 
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
-    renditions.note_upload()
+    ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
     renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
 
-@pytest.mark.parametrize("path", ["/upload", "/image/a.png", "/upload-image", "/entity/"])
+@pytest.mark.parametrize(
+    "path", ["/upload", "/image/a.png", "/upload-image", "/entity/", "/files"]
+)
 def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp_path, path):
-    """From the moment that one begins, and again when it is over."""
+    """From their head on, resumable ones too."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
-    texts, field = ({"is_collection": "0"}, "image") if "entity" in path else ({}, "file")
-    body, content_type = form("a.png", png_of(2000), field, **texts)
-    sent = post(path, len(body), f"Content-Type: {content_type}").removesuffix(b"\r\n\r\n")
-    sent = sent.replace(b"POST", b"PUT") if "/image/" in path else sent
+    fields = {"Content-Type": form("a.png", png())[1]}
+    if path == "/files":
+        fields = {**TUS_CONTENT, "Upload-Length": "9", **about("media")}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    head = post(path, 9, *lines).removesuffix(b"\r\n\r\n")
+    head = head.replace(b"POST", b"PUT", 1) if "/image/" in path else head
     with ms.opened_app(settings) as app:
-        seen = list[float]()
-        app.renditions.note_upload = lambda: seen.append(len(received))
-        received = bytearray()
-        accepted = ms.Application(app, ms.ROUTES)(ms.parse_request_head(sent), "127.0.0.1")
-        for piece in (body[:1000], body[1000:]):
-            received += piece
-            accepted.feed(memoryview(piece))
-        assert accepted.finish().status == 201
-    assert seen == [1000, len(body)]
+        assert not app.thumbnails.upload_at[0]
+        begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        assert isinstance(begun, ms.Accepted)
+        begun.abandon()
+        assert app.thumbnails.upload_at[0]
 
 
 # ======================================================================================
@@ -6404,6 +6573,17 @@ def test_a_content_encoding_that_changes_nothing_is_taken(server, coding):
     assert answer.status == 201
 
 
+@pytest.mark.parametrize("path", ["/upload", "/image/part.png"])
+def test_a_part_of_a_file_is_not_stored_as_a_whole_one(server, path):
+    content = png(padding=2000)
+    sent = {**OWNER, "Content-Range": f"bytes 0-{len(content) - 1}/{len(content) + 9}"}
+    answer = server.send_file("PUT", path, content, headers=sent)
+    assert (answer.status, "/files" in answer.json["detail"]) == (400, True)
+    raw = {**sent, "Content-Type": "image/png"}  # as curl -C - -T goes on
+    assert server.request("PUT", path, content, raw).status == 400
+    assert sha256(content) not in server.listed()
+
+
 def test_a_refused_body_is_read_up_to_16_mib(server):
     head, _ = upload_request(b"", "Authorization: Bearer wrong")
     head = re.sub(rb"Content-Length: \d+", b"Content-Length: 5000000000", head)
@@ -6668,24 +6848,60 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
     assert bare_server.service.accepted == ["/a", "/b"]
 
 
-@pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
-def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
+@pytest.mark.parametrize(
+    ("data", "soon"),
+    [(post("/a", 100_000), 0), (post("/a", 100_000), DEADLINE), (b"GET / HTTP/1.1\r\nX: ", 0)],
+)
+def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data, soon):
+    monkeypatch.setattr(ms, "BODY_SECONDS", soon)  # that a thread waits itself
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(post("/quick", 50_000) + bytes(50_000))  # which earns no time for the next
         assert raw.answer().status == 200
         raw.send(data)
-        while not select.select([raw.socket], [], [], 0.02)[0]:
+
+        def is_answered() -> bool:
             raw.send(b"a")
+            return bool(select.select([raw.socket], [], [], 0.02)[0])
+
+        wait_until(is_answered, "an end")
         assert raw.answer().status == 408
 
 
-def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server):
+@pytest.mark.parametrize(("error", "is_said"), [(ZeroDivisionError, True), (TimeoutError, False)])
+def test_what_goes_wrong_with_an_answer_ends_its_connection_and_is_said_unless_the_client_went(
+    bare_server, monkeypatch, capsys, error, is_said
+):
+    def send(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    with Raw(bare_server) as raw, monkeypatch.context() as patch:
+        patch.setattr(ms.Connection, "send", send)
+        raw.send(get_line("/a"))
+        assert raw.is_closed()
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/b"))
+        assert raw.answer().body == b"/b"
+    said = "mediaserver: a connection was dropped: ZeroDivisionError: "
+    assert (said in capsys.readouterr().err) is is_said
+
+
+def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
+    set_patience(monkeypatch, 0.05)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/wait"))
+        assert not select.select([raw.socket], [], [], 0.2)[0]
+        bare_server.service.going_on.set()
+        assert raw.answer().status == 200
+
+
+def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
         wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
     wait_until(lambda: not bare_server.connections.descriptors, "the end of the connection")
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
@@ -7680,17 +7896,22 @@ def test_what_is_refused_is_told_what_to_do(server, method, path, kind, body, st
     assert all(word in answer.json["detail"] for word in words), answer.json
 
 
-def test_what_is_too_large_is_told_the_bound_in_megabytes_and_its_setting(start):
-    running = start(max_upload_bytes=str(3 << 20), max_media_bytes=str(5 << 19))
-    for path, field, bound in (
+@pytest.mark.parametrize(
+    ("path", "field", "bound"),
+    [
         ("/upload", "file", "3 MB (MAX_UPLOAD_BYTES)"),
         ("/entity/", "image", "2.5 MB (MAX_MEDIA_BYTES)"),
-    ):
-        body, content_type = form("a.png", png_of(4 << 20), field)
-        for sent in (body, iter([body])):
-            headers = {**OWNER, "Content-Type": content_type}
-            answer = running.request("POST", path, sent, headers)
-            assert (answer.status, bound in answer.json["detail"]) == (413, True), answer.json
+    ],
+)
+def test_what_is_too_large_is_told_the_bound_in_megabytes_and_its_setting(
+    start, path, field, bound
+):
+    running = start(max_upload_bytes=str(3 << 20), max_media_bytes=str(5 << 19))
+    body, content_type = form("a.png", png_of(4 << 20), field)
+    for sent in (body, iter([body])):  # with a length, and chunked
+        headers = {**OWNER, "Content-Type": content_type}
+        answer = running.request("POST", path, sent, headers)
+        assert (answer.status, bound in answer.json["detail"]) == (413, True), answer.json
 
 
 def test_other_fields_beside_the_file_are_passed_over(server):
@@ -8005,7 +8226,10 @@ def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
             assert answer.status == 412, (method, path, condition)
             missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
             assert missing.status == 404, (method, path, condition)
-        assert running.get(path).status == 200
+        shown = running.get(path)
+        assert (shown.status, shown.headers["ETag"]) == (
+            (200, tag) if path.startswith("/media/") else (200, None)
+        )
         right = {"If-Match": tag if path.startswith("/media/") else "*",
                  "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
         assert running.request("DELETE", path, headers=right).status in {200, 204}
@@ -10186,7 +10410,7 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         return outcomes
 
     all_in = ["2019/ü a.png", "b.gif"]
-    left = ["2019/fake.jpg", "note.txt", "link.png", ".thumbnails/"]
+    left = ["2019/fake.jpg", "note.txt", ".thumbnails/", "link.png"]
     assert imported("--dry-run") == {"new": all_in, "left": left}
     assert not (running.storage / "imported").exists()
     assert imported() == {"new": all_in, "left": left}
@@ -10474,6 +10698,7 @@ def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start
     assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
     assert "its file 2025/11/24/gone.png is gone" in first.stdout
     assert "left\tentity 6\tit was deleted there" in first.stdout
+    assert "versions: 3, of older ones 2025/11/24/old.png is gone" in first.stdout
     assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
     entities = Entities(running)
     item = entities.get(4)
@@ -13750,15 +13975,15 @@ def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stor
     arriving.unlink()
 
 
-def test_an_import_into_a_bucket_is_refused_since_no_scan_would_find_it(store, tmp_path):
+@pytest.mark.parametrize("family", ["images", "media"])
+def test_an_import_into_a_bucket_is_refused_since_no_scan_would_find_it(store, tmp_path, family):
     (tmp_path / "new").mkdir()
     (tmp_path / "old").mkdir()
     (tmp_path / "old/a.png").write_bytes(png())
-    for family in ("images", "media"):
-        words = ["import", tmp_path / "old", "--into", family, "--storage_dir", tmp_path / "new"]
-        ended = run_program(*words, cwd=tmp_path, **SECRETS, **store.environment)
-        assert ended.returncode == 1
-        assert "object store" in ended.stderr
+    words = ["import", tmp_path / "old", "--into", family, "--storage_dir", tmp_path / "new"]
+    ended = run_program(*words, cwd=tmp_path, **SECRETS, **store.environment)
+    assert ended.returncode == 1
+    assert "object store" in ended.stderr
     assert not store.names()
 
 
@@ -14354,7 +14579,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
         "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
     opened = upload.headers["Location"].rpartition("/")[2]
     for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
-                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx"):  # fmt: skip
+                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx%20y"):  # fmt: skip
         assert server.get(path).status in {401, 404}
     for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
         server.request("DELETE", path, headers=OWNER)
@@ -14365,6 +14590,7 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
     assert re.search("refused .* GET /s/-/?: 401", server.log)
     assert "/s/-/" + sha256(content) in server.log
     assert server.log.count("/files/-") == 1
+    assert "/photos/s/-/x%20y" in server.log
 
 
 def test_a_quiet_server_tells_only_of_what_is_wrong(tmp_path):
@@ -14551,13 +14777,20 @@ def test_the_gallery_shows_albums_to_those_who_may_see_them(server):
             assert server.get(f"/preview/{sha256(content)}?size=320", **headers).status == 404
 
 
-def test_the_gallerys_list_says_what_one_may_do_and_is_read_by_who_may_read(start):
-    server = start(read_auth_enabled="true")
-    assert server.get("/gallery/items").status == 401
-    assert server.get("/gallery").status == 200
-    for headers, expected in ((READER, False), (WRITER, 403), (OWNER, True)):
-        answer = server.get("/gallery/items", **headers)
-        assert expected == (answer.json["can_upload"] if answer.status == 200 else answer.status)
+@pytest.mark.parametrize(
+    ("headers", "status", "can_upload"),
+    [({}, 401, None), (READER, 200, False), (WRITER, 403, None), (OWNER, 200, True)],
+    ids=["nobody", "reader", "writer", "owner"],
+)
+def test_the_gallerys_list_says_what_one_may_do_and_is_read_by_who_may_read(
+    read_closed, headers, status, can_upload
+):
+    answer = read_closed.get("/gallery/items", **headers)
+    assert (answer.status, answer.json.get("can_upload")) == (status, can_upload)
+
+
+def test_the_gallery_itself_is_shown_to_everyone(read_closed):
+    assert read_closed.get("/gallery").status == 200
 
 
 def test_where_reads_need_a_permission_an_account_without_it_reads_nothing_in_the_gallery(start):
@@ -16439,8 +16672,9 @@ def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
     assert answer.headers.get_all("Content-Security-Policy") == [ms.gallery_page("en").policy]
-    for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
-        assert len(answer.headers.get_all(name) or ()) == 1, name
+    counts = Counter(answer.headers.keys())
+    names = ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy")
+    assert [counts[name] for name in names] == [1, 1, 1]
     assert "Cross-Origin-Resource-Policy" not in answer.headers
 
 

@@ -158,7 +158,8 @@ def make_pictures(folder: Path) -> list[Path]:
 def thumbnails_of(paths: list[Path], folder: Path) -> list[Image.Image | None]:
     thumbnails = ms.Thumbnails()
     place = ms.Folder("data", folder, make=True, buffers=ms.WriteBuffers())
-    thumbnails.place(ms.Shelf(place, "public/"), ms.Shelf(place, "private/"))
+    previews = ms.PreviewCache(place, "previews/", 0, thumbnails.preview_bytes)
+    thumbnails.place(ms.Shelf(place, "public/"), ms.Shelf(place, "private/"), previews)
     thumbnails.start()
     made: list[Image.Image | None] = []
     for path in paths:
