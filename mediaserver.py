@@ -17202,6 +17202,7 @@ dialog { border: 0; color: inherit }
 #login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
 #login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+.error.good { color: var(--soft) }
 
 #viewer { position: fixed; inset: 0; width: 100%; height: 100dvh; max-width: none; padding: 0 }
 #viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
@@ -17344,7 +17345,10 @@ function say(id, text, isBad = false) {
 
 function notify(text, isBad) {
   const inDialog = document.querySelector("#login[open] .error");
-  if (inDialog) { inDialog.textContent = text; return; }
+  if (inDialog) {
+    Object.assign(inDialog, {textContent: text, className: isBad ? "error" : "error good"});
+    return;
+  }
   if (shown && text) $("view").querySelector("h2").textContent = text;
   say("notice", text, isBad);
   clearTimeout(noticeTimer);
@@ -18481,10 +18485,12 @@ const toggleFull = () =>
   document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
 
 async function copy(url) {
-  if (navigator.clipboard) {
+  try {
     await navigator.clipboard.writeText(url);
     notify(t("copied"));
-  } else window.prompt(t("link"), url);
+  } catch {  // there is none over http, or it may not be used
+    window.prompt(t("link"), url);
+  }
 }
 
 $("viewer").addEventListener("cancel", instead(closeShown));

@@ -15462,6 +15462,13 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     assert share["url"] == link
     assert (share["title"], share["has_password"], share["upload"]) == ("<b>Sommer", True, True)
     assert share["expires_at"][:10] == time.strftime("%Y-%m-%d", time.gmtime(time.time() + 172800))
+    browser.run("window.prompt = (_, url) => { window.copied = url; }")
+    browser.run("navigator.clipboard.writeText = async () => { throw new Error(); }")
+    browser.click("#login [title='Copy link']")
+    assert browser.see("window.copied") == link
+    browser.run("navigator.clipboard.writeText = async (url) => { window.copied = url; }")
+    browser.click("#login [title='Copy link']")
+    browser.see("document.querySelector('#login .error.good')?.textContent.includes('copied')")
     browser.click("#login [title='End this link']")
     browser.see("!document.querySelector('#login .list a')")
     assert user.call("GET", "/shares")[1] == []
