@@ -15757,8 +15757,9 @@ def log_request(
 # The document is made of the route declarations. An answer's words begin with what its content
 # is: a type, or several with `or` between them; a colon and a description may follow. Types are
 # those of CONTENTS, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
-# `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
-# properties, each with its type after a colon (none: a string) and `~` where it may be missing.
+# `[]` is a list of it, `{}` an object with one at each key and `|` between several. An object's
+# shape is its properties, each with its type after a colon (none: a string) and `~` where it may
+# be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
@@ -15850,11 +15851,11 @@ SENT_TYPES = {
 COMMON_ERRORS = (
     "400", "401", "403", "404", "411", "412", "413", "415", "416", "429", "503", "507", "default",
 )  # fmt: skip
-FAMILY_ERRORS: Mapping[str, tuple[str, ...]] = {  # their types; the others' is Error
-    "accounts-400": ("strings{}", "Error", "Refusal"),
-    "files-400": ("Error", "strings{}"),
-    "entities-422": ("ValidationError",),
-    "files-422": ("ValidationError",),
+FAMILY_ERRORS: Mapping[str, str] = {  # their types; the others' is Error
+    "accounts-400": "strings{}|Error|Refusal",
+    "files-400": "Error|strings{}",
+    "entities-422": "ValidationError",
+    "files-422": "ValidationError",
 }
 SECURITY_SCHEMES = {
     "bearer": {
@@ -15881,6 +15882,8 @@ def parse_type(text: str, name: str = "") -> dict[str, Any]:
     >>> parse_type("boolean?"), parse_type("Item[]")["items"]
     ({'type': ['boolean', 'null']}, {'$ref': '#/components/schemas/Item'})
     """
+    if "|" in text:
+        return {"anyOf": [parse_type(each) for each in text.split("|")]}
     if text.endswith("?"):
         return widen(parse_type(text[:-1], name), "null")
     if text.endswith("[]"):
@@ -16018,29 +16021,25 @@ def describe_answers(item: Route) -> dict[str, Any]:
         for name in names.split(" or ") if names else ():
             kinds.add(name)
             about.setdefault("content", {}).update(describe_content(name))
-    if kinds & RANGED:
-        answers["206"] = reference("responses", "206")
-    if kinds & CACHED:
-        answers["304"] = reference("responses", "304")
-    for error in find_errors(item, bool(kinds & RANGED)):
-        special = f"{item.family}-{error}"
-        answers.setdefault(
-            error, reference("responses", special if special in FAMILY_ERRORS else error)
-        )
+    for key in find_common(item, kinds):
+        own = f"{item.family}-{key}"
+        answers.setdefault(key, reference("responses", own if own in FAMILY_ERRORS else key))
     return answers
 
 
-def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
-    """Yield the statuses of the errors that a route's declaration lets happen."""
+def find_common(item: Route, kinds: Set[str]) -> Iterator[str]:
+    """Yield the statuses of what routes have in common that one's declaration lets happen."""
     yield from ("400", "401", "503", "default")
+    if kinds & CACHED:
+        yield "304"
     if item.access is not OPEN:
         yield "403"
     if "{" in item.path:
         yield "404"
     if item.body:
         yield from ("411", "413", "415", "429", "507")
-    if is_ranged:
-        yield from ("412", "416")
+    if kinds & RANGED:
+        yield from ("206", "412", "416")
     if item.before and item.method in CHANGING_METHODS:
         yield "412"
     if f"{item.family}-422" in FAMILY_ERRORS:
@@ -16055,9 +16054,7 @@ def describe_common() -> dict[str, Any]:
     }
     for key in (*COMMON_ERRORS, *FAMILY_ERRORS):
         said = _REASONS[int(key[-3:])] if key[-3:].isdigit() else "Anything else that is wrong"
-        schemas = [parse_type(name) for name in FAMILY_ERRORS.get(key, ("Error",))]
-        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-        content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
+        content = describe_content(FAMILY_ERRORS.get(key, "Error"))
         answers[key] = {"description": said, "content": content}
     return answers
 
@@ -17174,6 +17171,7 @@ dialog { border: 0; color: inherit }
 #login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
 #login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+.error.good { color: var(--soft) }
 
 #viewer { position: fixed; inset: 0; width: 100%; height: 100dvh; max-width: none; padding: 0 }
 #viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
@@ -17316,7 +17314,10 @@ function say(id, text, isBad = false) {
 
 function notify(text, isBad) {
   const inDialog = document.querySelector("#login[open] .error");
-  if (inDialog) { inDialog.textContent = text; return; }
+  if (inDialog) {
+    Object.assign(inDialog, {textContent: text, className: isBad ? "error" : "error good"});
+    return;
+  }
   if (shown && text) $("view").querySelector("h2").textContent = text;
   say("notice", text, isBad);
   clearTimeout(noticeTimer);
@@ -17519,7 +17520,7 @@ const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAM
   LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", groups: [], folders: [], cameras: [], albums: [], path: [],
-  read_only: true};
+  read_only: true, max_upload_bytes: Infinity};
 let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
@@ -17591,6 +17592,7 @@ function takeList(value, again) {
     if (known?.tag === tag) return known;
     return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
   });
+  isNew = true;  // what has the focus may be gone
   if (!again) clearTiles();
   drawHeader();
   layout();
@@ -17676,7 +17678,7 @@ function place() {
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by their keys
-let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0, isNew = false;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -17698,20 +17700,22 @@ function drawNow() {
   lastWanted = null;
   for (const group of groups) {
     const isInView = group.top < to && group.top + group.height > from;
-    if (isInView) drawGroup(group, from, to, fast, wanted);
+    if (isInView) drawGroup(group, {from, to, fast, wanted});
   }
   for (const [key, element] of tiles) {
-    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    const hasFocus = !isNew && element.contains(document.activeElement);
+    if (wanted.has(key) || hasFocus) continue;
     element.querySelector("img")?.removeAttribute("src");
     element.remove();
     tiles.delete(key);
   }
+  isNew = false;
   moveHandle();
   clearTimeout(keeping);
   keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
 }
 
-function drawGroup(group, from, to, fast, wanted) {
+function drawGroup(group, {from, to, fast, wanted}) {
   const head = want(`${group.key} head ${group.count}`, wanted, () =>
     h("h2", {}, titleOf(group.key), h("small", {}, NUMBER.format(group.count))));
   Object.assign(head.style, {top: `${group.top}px`, insetInlineStart: `${group.left}px`,
@@ -17765,7 +17769,8 @@ function drawTile(key, item) {
     {href: addressOf({group: key, item: keyOf(item)}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
-    run(group, group.items.findIndex((each) => keyOf(each) === keyOf(item)), ...more);
+    const place = group.items.findIndex((each) => keyOf(each) === keyOf(item));
+    run({group, place}, ...more);
   };
   const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
   pick.className = "pick";
@@ -17807,25 +17812,28 @@ function wordsFor(item) {
 }
 
 // Arrow keys go from tile to tile.
-async function moveFocus(group, place, event) {
-  const row = rowOf(group, place)?.[1] || 1;
+async function moveFocus(from, event) {
+  const row = rowOf(from)?.[1] || 1;
   const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
   if (!step) return;
   event.preventDefault();
-  const there = await neighbour(group, place, step);
+  const there = await neighbour(from, step);
   if (!there) return;
-  reveal(there.group, there.place);
+  reveal(there);
   drawNow();
-  tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
+  tiles.get(tileKey(there))?.firstChild.focus();
 }
 
-const rowOf = (group, place) => group.rows.find(([first, count]) => place < first + count);
+// Where an item is: in which group, and there in which place.
+const itemAt = ({group, place}) => group.items[place];
+const tileKey = (there) => `${there.group.key}/${keyOf(itemAt(there))}`;
+const rowOf = ({group, place}) => group.rows.find(([first, count]) => place < first + count);
 
 // Scroll so that an item is in view.
-function reveal(group, place) {
-  const row = rowOf(group, place);
+function reveal(there) {
+  const row = rowOf(there);
   if (!row) return;
-  const top = $("grid").offsetTop + group.top + row[2];
+  const top = $("grid").offsetTop + there.group.top + row[2];
   const covered = $("bar").offsetHeight + 8;
   if (top < window.scrollY + covered) window.scrollTo(0, top - covered - HEAD);
   else if (top + row[3] > window.scrollY + window.innerHeight) {
@@ -17834,7 +17842,7 @@ function reveal(group, place) {
 }
 
 // The item some steps away, its group loaded if need be.
-async function neighbour(group, place, step) {
+async function neighbour({group, place}, step) {
   let there = place + step, number = groups.indexOf(group);
   while (there < 0 || there >= groups[number].count) {
     if (there < 0) {
@@ -18087,7 +18095,7 @@ function showEmpty(symbol, title, how, action = "") {
 function showLocked() {
   listTag = "";
   say("state", "");
-  takeList(NO_LIST);
+  takeList({...NO_LIST, read_only: !uploadToken});
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
@@ -18155,7 +18163,7 @@ bar.onlostpointercapture = () => bar.classList.remove("held");
 
 let lastPick = null;
 
-function togglePick(group, place, range) {
+function togglePick({group, place}, range) {
   const on = !picked.has(keyOf(group.items[place]));
   const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
   for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
@@ -18233,8 +18241,7 @@ const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format
 
 // Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
-  const next = shown && (await neighbour(shown.group, shown.place, 1)
-    || await neighbour(shown.group, shown.place, -1));
+  const next = shown && (await neighbour(shown, 1) || await neighbour(shown, -1));
   for (const item of items) {
     const answer = await call(...callOf(item));
     if (answer.status !== 404) await check(answer);
@@ -18290,26 +18297,24 @@ async function openLinked(key, wanted) {
     shown = {group, place: at};
   } else {
     pushed = false;
-    show(group, at);
+    show({group, place: at});
   }
 }
 
-const shownItem = () => shown.group.items[shown.place];
-
 // The address of an item of a group, or of none.
-const addressTo = (there) => addressOf(
-  there ? {group: there.group.key, item: keyOf(there.group.items[there.place])} : {});
+const addressTo = (there) =>
+  addressOf(there ? {group: there.group.key, item: keyOf(itemAt(there))} : {});
 
-function openItem(group, place) {
-  history.pushState(null, "", addressTo({group, place}));
+function openItem(there) {
+  history.pushState(null, "", addressTo(there));
   pushed = true;
-  show(group, place);
+  show(there);
 }
 
-function show(group, place) {
-  const item = group.items[place];
-  shown = {group, place};
-  lastShown = `${group.key}/${keyOf(item)}`;
+function show(there) {
+  const item = itemAt(there);
+  shown = there;
+  lastShown = tileKey(there);
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -18317,8 +18322,8 @@ function show(group, place) {
   (buttons.find((each) => each.title === focused) || $("view")).focus();
   document.title = nameOf(item);
   for (const step of [1, -1]) {
-    neighbour(group, place, step).then((there) => {
-      const near = there && there.group.items[there.place];
+    neighbour(there, step).then((next) => {
+      const near = next && itemAt(next);
       if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
     });
   }
@@ -18399,11 +18404,11 @@ async function listVersions(item, place) {
 
 async function go(step) {
   const from = shown;
-  const there = await neighbour(from.group, from.place, step);
+  const there = await neighbour(from, step);
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
   history.replaceState(null, "", addressTo(there));
-  show(there.group, there.place);
+  show(there);
 }
 
 function closeShown() {
@@ -18416,14 +18421,14 @@ function closeShown() {
 
 function closeViewer() {
   if (!shown) return;
-  const {group, place} = shown;
+  const there = shown;
   shown = null;
   stopSlideshow();
   if (document.fullscreenElement) document.exitFullscreen();
   $("viewer").replaceChildren();
   $("viewer").close();
   document.title = placeName();
-  reveal(group, place);
+  reveal(there);
   drawNow();
   tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
 }
@@ -18431,7 +18436,7 @@ function closeViewer() {
 function toggleFacts() {
   factsOpen = !factsOpen;
   $("facts")?.remove();
-  if (factsOpen) $("viewer").append(drawFacts(shownItem()));
+  if (factsOpen) $("viewer").append(drawFacts(itemAt(shown)));
 }
 
 function stopSlideshow() {
@@ -18441,18 +18446,20 @@ function stopSlideshow() {
 
 function toggleSlideshow() {
   if (slideshow) stopSlideshow();
-  else slideshow = setInterval(() => shown && shownItem()[KIND] === "image" && go(1), 4000);
-  show(shown.group, shown.place);
+  else slideshow = setInterval(() => shown && itemAt(shown)[KIND] === "image" && go(1), 4000);
+  show(shown);
 }
 
 const toggleFull = () =>
   document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
 
 async function copy(url) {
-  if (navigator.clipboard) {
+  try {
     await navigator.clipboard.writeText(url);
     notify(t("copied"));
-  } else window.prompt(t("link"), url);
+  } catch {  // there is none over http, or it may not be used
+    window.prompt(t("link"), url);
+  }
 }
 
 $("viewer").addEventListener("cancel", instead(closeShown));
@@ -18462,7 +18469,7 @@ document.addEventListener("keydown", (event) => {
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow,
-    Delete: () => removal(shownItem()) && deleteAll([shownItem()]),
+    Delete: () => removal(itemAt(shown)) && deleteAll([itemAt(shown)]),
   }[event.key];
   if (!run) return;
   event.preventDefault();

@@ -15366,6 +15366,14 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.see("!document.querySelector('.tile')")
     assert user.call("GET", f"{MEDIA}{mine}/")[0] == 200
 
+    assert user.call("DELETE", f"{MEDIA}{mine}/")[0] == 204
+    browser.open(server.url + "/gallery?album=trash")
+    browser.see("document.querySelector('.tile')")
+    browser.run("document.querySelector('.tile a').focus()")  # where it comes back to
+    browser.press(ENTER)
+    browser.click("#viewer [title=Restore]")
+    browser.see("!document.querySelector('.tile') && !document.querySelector('#viewer').open")
+
 
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
     need("PIL")
@@ -15547,6 +15555,13 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     assert share["url"] == link
     assert (share["title"], share["has_password"], share["upload"]) == ("<b>Sommer", True, True)
     assert share["expires_at"][:10] == time.strftime("%Y-%m-%d", time.gmtime(time.time() + 172800))
+    browser.run("window.prompt = (_, url) => { window.copied = url; }")
+    browser.run("navigator.clipboard.writeText = async () => { throw new Error(); }")
+    browser.click("#login [title='Copy link']")
+    assert browser.see("window.copied") == link
+    browser.run("navigator.clipboard.writeText = async (url) => { window.copied = url; }")
+    browser.click("#login [title='Copy link']")
+    browser.see("document.querySelector('#login .error.good')?.textContent.includes('copied')")
     browser.click("#login [title='End this link']")
     browser.see("!document.querySelector('#login .list a')")
     assert user.call("GET", "/shares")[1] == []
@@ -15608,6 +15623,17 @@ def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, s
     assert browser.run("return location.hash") == ""
     browser.click("#account")
     assert "private" in browser.see("document.querySelector('#empty').innerText")
+
+
+def test_who_has_an_upload_link_adds_to_a_private_album(browser, start, tmp_path):
+    server = start(READ_AUTH_ENABLED="true")
+    (tmp_path / "mine.png").write_bytes(content := png())
+    browser.open(f"{server.url}/gallery?token={upload_token()}")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    assert browser.run("return document.querySelector('#upload').checkVisibility()")
+    browser.choose_files("#files", tmp_path / "mine.png")
+    browser.see("document.querySelector('#uploads li')?.className === 'stored'")
+    assert server.get(f"/image/{sha256(content)}", **OWNER).body == content
 
 
 def test_an_account_stays_signed_in_over_a_reload_and_is_refreshed_quietly(browser, start):
