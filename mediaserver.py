@@ -20928,10 +20928,11 @@ def run_server(
     over, threads = threading.Event(), list[threading.Thread]()
     if watchdog.interval:
         check = functools.partial(watchdog.check, number, functools.partial(is_well, server, app))
-        start_repeating("the watchdog", check, watchdog.interval, over)
+        threads.append(start_repeating("the watchdog", check, watchdog.interval, over))
     if number == 0 and not settings.read_only:
         app.scanner.start(settings.rescan_interval)
-        start_repeating("old uploads", app.uploads.remove_expired, EXPIRY_SECONDS, over)
+        expire = app.uploads.remove_expired
+        threads.append(start_repeating("old uploads", expire, EXPIRY_SECONDS, over))
         if settings.trash_days:
             empty = functools.partial(empty_old_trash, app)
             threads.append(start_repeating("emptying the trash", empty, TRASH_SECONDS, over))
@@ -20939,7 +20940,7 @@ def run_server(
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     over.set()
     app.scanner.stop()
-    for thread in threads:
+    for thread in threads:  # closing a connection that another thread uses crashes SQLite
         thread.join(SCANNER_STOP_SECONDS)
     app.index.close()
     return listener.fileno() >= 0
