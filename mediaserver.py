@@ -10098,7 +10098,7 @@ IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
-    """What the selector waits for on a connection, and how long: see `Server.expire`."""
+    """What the selector waits for on a connection, and how long: see `Server._expire`."""
 
     event: int
     seconds: float

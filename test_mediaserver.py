@@ -8129,7 +8129,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
             "accounts": (200, lambda: get_line("/api/media/media/")),
         }
         found = {
-            name: [run(make(), status) for _ in range(3)][-1]
+            name: min(run(make(), status) for _ in range(4))  # garbage may be collected in one
             for name, (status, make) in ways.items()
         }
     assert found.keys() == most.keys()
