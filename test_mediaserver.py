@@ -7516,6 +7516,23 @@ def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage
     assert "Traceback" not in running.log
 
 
+def test_damage_that_is_met_while_a_start_puts_things_in_order_sets_the_index_aside(
+    settings_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ms, "CHECK_BYTES", 0)  # as a large one, which is not checked before
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    settings, _ = ms.with_secrets(settings)
+    with contextlib.closing(ms.open_index(settings.database_url)) as index:
+        page = index.value("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
+    with settings.database_url.open("r+b") as file:
+        os.pwrite(file.fileno(), os.urandom(4096), (page - 1) * 4096)
+    ms.recover(settings, ms.Thumbnails())
+    assert len(list(settings.database_dir.glob("index.sqlite3.damaged-*Z"))) == 1
+    with contextlib.closing(ms.open_index(settings.database_url)) as index:
+        assert index.get_meta("recovered") == "1"
+
+
 def an_account() -> dict[str, str]:
     return {"email": f"{unique().decode()}@example.org", "password": "long enough"}
 
