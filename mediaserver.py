@@ -7427,6 +7427,8 @@ class Thumbnails:
         self.pillow = find_pillow()
         self.ffmpeg = shutil.which("ffmpeg")
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        # When an upload began in one of them, monotonic: decoders wait for it and the next
+        self.upload_at = memoryview(mmap.mmap(-1, 8)).cast("d")
         self.decoding = {  # of all processes: how often, and nanoseconds
             kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
         }
@@ -8499,7 +8501,6 @@ class Renditions:
         self.thumbnails = thumbnails
         self.wanted = threading.Event()
         self._index = index
-        self._upload_at = -math.inf  # when an upload began or was over, monotonic
 
     def run(self) -> None:
         """Make thumbnails whenever they are wanted, until the server stops."""
@@ -8510,14 +8511,14 @@ class Renditions:
         self.wanted.clear()
 
     def note_upload(self) -> None:
-        """Have what is made ahead wait for the upload that begins or is over, and for the next."""
-        self._upload_at = time.monotonic()
+        """Have what is made ahead wait for the upload that begins, and a moment for the next."""
+        self.thumbnails.upload_at[0] = time.monotonic()
 
     def _let_uploads_pass(self) -> None:
         """Wait while uploads come one after the other: who sends them waits for them."""
         end = time.monotonic() + MAX_UPLOADS_SECONDS
         while not self.thumbnails.is_over:
-            left = min(end, self._upload_at + QUIET_SECONDS) - time.monotonic()
+            left = min(end, self.thumbnails.upload_at[0] + QUIET_SECONDS) - time.monotonic()
             if left <= 0:
                 return
             time.sleep(left)
@@ -12089,7 +12090,7 @@ def parse_flag(value: Any) -> bool:
 
 def collect_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[FieldError],
-    has_upload: bool = False,
+    *, has_upload: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the declared fields in `values` that are right; add the others to `problems`.
 
@@ -12149,6 +12150,8 @@ def open_body(
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
     if "content-range" in headers:  # a part must not be taken for the whole (RFC 9110 §14.5)
         raise HTTPError(400, "Send the whole body at once; POST /files takes files in parts.")
+    if spec.upload or spec.reader:
+        request.app.renditions.note_upload()
     if spec.reader is not None:  # an empty body says something, too
         return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))
@@ -12222,7 +12225,7 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
-    fields = collect_declared(spec.fields, values, where, problems, has_upload)
+    fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
@@ -12433,7 +12436,6 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     check_upload(request, upload, filename or None)
-    request.app.renditions.note_upload()
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
@@ -13020,7 +13022,6 @@ class Accepted(Exchange):
         response = self._item.handler(request.app, request, **self._parameters)
         upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
-            request.app.renditions.note_upload()
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
         request.counted = None  # it was worth its use
@@ -20004,8 +20005,8 @@ class Mover(Copier):
     """
 
     def __init__(
-        self, index: Index, source: Folder, target: Folder, below: str, progress: Progress
-    ) -> None:  # fmt: skip
+        self, index: Index, source: Folder, target: Folder, progress: Progress, *, below: str
+    ) -> None:
         """Paths begin with `below`."""
         super().__init__(index, {source.name: source}, {target.name: target}, progress)
         self._target, self._below = target, below
@@ -20043,7 +20044,7 @@ def migrate(
             target.recover(lambda name: True)
         files = (file for file in index.files.of_root(root) if file.path.startswith(below))
         progress = Progress(sum(file.size for file in files), silent=as_json)
-        mover = Mover(index, source, target, below, progress)
+        mover = Mover(index, source, target, progress, below=below)
         for _ in range(MAX_ROUNDS):
             before = mover.copied
             if mover.copy_all(index) and mover.copied == before:

@@ -5591,31 +5591,31 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
 
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
-    renditions.note_upload()
+    ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
     renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
 
-@pytest.mark.parametrize("path", ["/upload", "/image/a.png", "/upload-image", "/entity/"])
+@pytest.mark.parametrize(
+    "path", ["/upload", "/image/a.png", "/upload-image", "/entity/", "/files"]
+)
 def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp_path, path):
-    """From the moment that one begins, and again when it is over."""
+    """From their head on, resumable ones too."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
-    texts, field = ({"is_collection": "0"}, "image") if "entity" in path else ({}, "file")
-    body, content_type = form("a.png", png_of(2000), field, **texts)
-    sent = post(path, len(body), f"Content-Type: {content_type}").removesuffix(b"\r\n\r\n")
-    sent = sent.replace(b"POST", b"PUT") if "/image/" in path else sent
+    fields = {"Content-Type": form("a.png", png())[1]}
+    if path == "/files":
+        fields = {**TUS_CONTENT, "Upload-Length": "9", **about("media")}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    head = post(path, 9, *lines).removesuffix(b"\r\n\r\n")
+    head = head.replace(b"POST", b"PUT", 1) if "/image/" in path else head
     with ms.opened_app(settings) as app:
-        seen = list[float]()
-        app.renditions.note_upload = lambda: seen.append(len(received))
-        received = bytearray()
-        accepted = ms.Application(app, ms.ROUTES)(ms.parse_request_head(sent), "127.0.0.1")
-        for piece in (body[:1000], body[1000:]):
-            received += piece
-            accepted.feed(memoryview(piece))
-        assert accepted.finish().status == 201
-    assert seen == [1000, len(body)]
+        assert not app.thumbnails.upload_at[0]
+        begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        assert isinstance(begun, ms.Accepted)
+        begun.abandon()
+        assert app.thumbnails.upload_at[0]
 
 
 # ======================================================================================
