@@ -17811,11 +17811,12 @@ def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
 
 
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
-    """The public classes and functions without a docstring; a method may have its base's."""
+    """The public classes and functions that say nothing; a method may have its base's words."""
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             item, is_class = getattr(owner, node.name), isinstance(node, ast.ClassDef)
-            if not (ast.get_docstring(node) if is_class else inspect.getdoc(item)):
+            text = ast.get_docstring(node) if is_class else inspect.getdoc(item)
+            if not text or text.startswith(">>>"):
                 yield f"line {node.lineno}: {node.name}"
             yield from undocumented(item, node.body) if is_class else ()
 
