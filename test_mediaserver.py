@@ -270,8 +270,8 @@ BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name no
 
 
 def bearer(**claims: Any) -> dict[str, str]:
-    """The header of an access token with these claims."""
-    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 7, **claims}
+    """The header of an access token with these claims, of an account that is not here."""
+    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 10**9 + 7, **claims}
     return {"Authorization": f"Bearer {ms.sign_jwt(full, JWT_KEY)}"}
 
 
@@ -1925,7 +1925,7 @@ REFUSED = [
     ("POST", "/upload?token=1.x", {}, "127.0.0.1 anonymous POST /upload: 401 ", True),
     ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
     ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
-    ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
+    ("GET", "/metrics", bearer(), "127.0.0.1 user:1000000007 GET /metrics: 403 ", False),
     ("POST", "/session?token={}", {}, "uploader POST /session: 403 ", False),
     ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
     ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
