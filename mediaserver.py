@@ -197,7 +197,8 @@ def parse_secret(text: str) -> str:
 
 
 def parse_boolean(text: str) -> bool:
-    """
+    """Return whether a text says yes; ValueError if it says neither yes nor no.
+
     >>> parse_boolean("Yes"), parse_boolean("off")
     (True, False)
     """
@@ -309,7 +310,8 @@ class S3Place(NamedTuple):
 
 
 def parse_place(text: str) -> Path | S3Place:
-    """
+    """Return a folder's absolute path, or the place in an object store of `s3://`.
+
     >>> str(parse_place("s3://family/pictures/"))
     's3://family/pictures'
     """
@@ -6380,7 +6382,8 @@ def numbered_names(name: str) -> Iterator[str]:
 
 
 def with_suffix(name: str, suffix: str) -> str:
-    """
+    """Return a name with more behind its stem, before its extension.
+
     >>> with_suffix("2026/a.jpg", "_1")
     '2026/a_1.jpg'
     """
@@ -6721,7 +6724,8 @@ class S3Client:
 
 
 def format_amz_date(seconds: float) -> str:
-    """
+    """Format Unix seconds as Signature Version 4 has them.
+
     >>> format_amz_date(1369353600)
     '20130524T000000Z'
     """
@@ -7127,7 +7131,8 @@ def is_from(status: os.stat_result, mtime_ns: int) -> bool:
 
 
 def format_mtime(mtime_ns: int) -> str:
-    """
+    """Format a time as seconds, as rclone writes it: nanoseconds are kept.
+
     >>> format_mtime(1500000000000000007)
     '1500000000.000000007'
     """

@@ -271,8 +271,8 @@ BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name no
 
 
 def bearer(**claims: Any) -> dict[str, str]:
-    """The header of an access token with these claims."""
-    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 7, **claims}
+    """The header of an access token with these claims, of an account that is not here."""
+    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 10**9 + 7, **claims}
     return {"Authorization": f"Bearer {ms.sign_jwt(full, JWT_KEY)}"}
 
 
@@ -1934,7 +1934,7 @@ REFUSED = [
     ("POST", "/upload?token=1.x", {}, "127.0.0.1 anonymous POST /upload: 401 ", True),
     ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
     ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
-    ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
+    ("GET", "/metrics", bearer(), "127.0.0.1 user:1000000007 GET /metrics: 403 ", False),
     ("POST", "/session?token={}", {}, "uploader POST /session: 403 ", False),
     ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
     ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
@@ -7571,6 +7571,23 @@ def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage
     assert User(running).id > user.id
     running.stop()
     assert "Traceback" not in running.log
+
+
+def test_damage_that_is_met_while_a_start_puts_things_in_order_sets_the_index_aside(
+    settings_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ms, "CHECK_BYTES", 0)  # as a large one, which is not checked before
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    settings, _ = ms.with_secrets(settings)
+    with contextlib.closing(ms.open_index(settings.database_url)) as index:
+        page = index.value("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
+    with settings.database_url.open("r+b") as file:
+        os.pwrite(file.fileno(), os.urandom(4096), (page - 1) * 4096)
+    ms.recover(settings, ms.Thumbnails())
+    assert len(list(settings.database_dir.glob("index.sqlite3.damaged-*Z"))) == 1
+    with contextlib.closing(ms.open_index(settings.database_url)) as index:
+        assert index.get_meta("recovered") == "1"
 
 
 def an_account() -> dict[str, str]:
@@ -17921,11 +17938,12 @@ def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
 
 
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
-    """The public classes and functions without a docstring; a method may have its base's."""
+    """The public classes and functions that say nothing; a method may have its base's words."""
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             item, is_class = getattr(owner, node.name), isinstance(node, ast.ClassDef)
-            if not (ast.get_docstring(node) if is_class else inspect.getdoc(item)):
+            text = ast.get_docstring(node) if is_class else inspect.getdoc(item)
+            if not text or text.startswith(">>>"):
                 yield f"line {node.lineno}: {node.name}"
             yield from undocumented(item, node.body) if is_class else ()
 
