@@ -3426,6 +3426,26 @@ def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
     assert modes == dict.fromkeys(names, 0o600)
 
 
+@pytest.mark.parametrize("is_suspect", [False, True])
+def test_an_index_in_which_damage_was_met_is_compared_with_its_own_indexes(
+    index, capsys, is_suspect
+):
+    schema = "FROM sqlite_schema WHERE name = 'login_failure_by_time'"
+    index.close()
+    with contextlib.closing(sqlite3.connect(index.path, isolation_level=None)) as db:
+        row = db.execute(f"SELECT * {schema}").fetchone()
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(f"DELETE {schema}")
+    with contextlib.closing(sqlite3.connect(index.path, isolation_level=None)) as db:
+        db.execute("INSERT INTO login_failure VALUES ('a', 1, 'b', 1)")  # in the table alone
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", row)
+    if is_suspect:
+        ms.damage_mark(index.path).touch()
+    ms.open_index(index.path).close()
+    assert ("the index is damaged" in capsys.readouterr().err) is is_suspect
+
+
 @pytest.mark.parametrize("is_harmed", [False, True])
 def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
     index, monkeypatch, is_harmed
@@ -5584,6 +5604,14 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
     threading.Timer(0.05, go.set).start()
     assert watcher.look() == ms.Sight(missing=True)
     assert begun == [True], "both have had the same look"
+
+
+def test_a_scan_waits_as_long_as_it_is_told_or_until_it_is_wanted(scanning):
+    begun = time.monotonic()
+    scanning.scanner._wait(0.1)
+    assert 0.1 <= time.monotonic() - begun < DEADLINE
+    scanning.scanner.request()
+    scanning.scanner._wait(float("inf"))
 
 
 @pytest.mark.parametrize("away", ["folder", "disk below"])
