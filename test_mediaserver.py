@@ -5606,6 +5606,14 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
     assert begun == [True], "both have had the same look"
 
 
+def test_a_scan_that_failed_is_not_running_any_more(scanning, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(scanning.scanner, "_scan_folder", lambda _: 1 / 0)
+        scanning.scanner.scan()
+    assert not scanning.scanner.progress.get().running
+    assert scanning.scanner.scan()
+
+
 def test_a_scan_waits_as_long_as_it_is_told_or_until_it_is_wanted(scanning):
     begun = time.monotonic()
     scanning.scanner._wait(0.1)
