@@ -1372,11 +1372,17 @@ def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(
         assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
 
 
-def test_a_public_key_is_read_in_both_forms_and_any_line_ending() -> None:
-    assert ms.parse_public_key(pem_of(spki(der_point(PUBLIC_POINT, compressed=True)))) == (
-        KEYS.public_key
-    )
+def test_a_public_key_is_read_with_any_line_ending() -> None:
     assert ms.parse_public_key("\n" + PEM.replace("\n", "\r\n")) == KEYS.public_key
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("is_even", [False, True])
+def test_a_public_key_is_read_in_both_forms(is_even: bool, is_compressed: bool) -> None:
+    x, y = PUBLIC_POINT
+    point = (x, y if (y % 2 == 0) is is_even else P - y)
+    key = ms.parse_public_key(pem_of(spki(der_point(point, is_compressed))))
+    assert key == ms.PublicKey(*point)
 
 
 X, Y = PUBLIC_POINT
