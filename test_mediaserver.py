@@ -1380,11 +1380,17 @@ def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(
         assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
 
 
-def test_a_public_key_is_read_in_both_forms_and_any_line_ending() -> None:
-    assert ms.parse_public_key(pem_of(spki(der_point(PUBLIC_POINT, compressed=True)))) == (
-        KEYS.public_key
-    )
+def test_a_public_key_is_read_with_any_line_ending() -> None:
     assert ms.parse_public_key("\n" + PEM.replace("\n", "\r\n")) == KEYS.public_key
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("is_even", [False, True])
+def test_a_public_key_is_read_in_both_forms(is_even: bool, is_compressed: bool) -> None:
+    x, y = PUBLIC_POINT
+    point = (x, y if (y % 2 == 0) is is_even else P - y)
+    key = ms.parse_public_key(pem_of(spki(der_point(point, is_compressed))))
+    assert key == ms.PublicKey(*point)
 
 
 X, Y = PUBLIC_POINT
@@ -3432,6 +3438,26 @@ def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     names = ("copy", "index", "index-wal", "index-shm", "index-spare")
     assert modes == dict.fromkeys(names, 0o600)
+
+
+@pytest.mark.parametrize("is_suspect", [False, True])
+def test_an_index_in_which_damage_was_met_is_compared_with_its_own_indexes(
+    index, capsys, is_suspect
+):
+    schema = "FROM sqlite_schema WHERE name = 'login_failure_by_time'"
+    index.close()
+    with contextlib.closing(sqlite3.connect(index.path, isolation_level=None)) as db:
+        row = db.execute(f"SELECT * {schema}").fetchone()
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(f"DELETE {schema}")
+    with contextlib.closing(sqlite3.connect(index.path, isolation_level=None)) as db:
+        db.execute("INSERT INTO login_failure VALUES ('a', 1, 'b', 1)")  # in the table alone
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", row)
+    if is_suspect:
+        ms.damage_mark(index.path).touch()
+    ms.open_index(index.path).close()
+    assert ("the index is damaged" in capsys.readouterr().err) is is_suspect
 
 
 @pytest.mark.parametrize("is_harmed", [False, True])
@@ -5606,6 +5632,22 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
     threading.Timer(0.05, go.set).start()
     assert watcher.look() == ms.Sight(missing=True)
     assert begun == [True], "both have had the same look"
+
+
+def test_a_scan_that_failed_is_not_running_any_more(scanning, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(scanning.scanner, "_scan_folder", lambda _: 1 / 0)
+        scanning.scanner.scan()
+    assert not scanning.scanner.progress.get().running
+    assert scanning.scanner.scan()
+
+
+def test_a_scan_waits_as_long_as_it_is_told_or_until_it_is_wanted(scanning):
+    begun = time.monotonic()
+    scanning.scanner._wait(0.1)
+    assert 0.1 <= time.monotonic() - begun < DEADLINE
+    scanning.scanner.request()
+    scanning.scanner._wait(float("inf"))
 
 
 @pytest.mark.parametrize("away", ["folder", "disk below"])
