@@ -9830,7 +9830,7 @@ def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(s
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
     shown = [line for line in lines if line["status"] == 200 and line["path"] in paths]
     shown_to = Counter(line["principal"] for line in shown)
-    assert shown_to == {"owner": 12, "token 7": 12, "view": 12}
+    assert shown_to == {"owner": 12, "token 1000000007": 12, "view": 12}
     content = png()
     (running.data / "images/mine.png").write_bytes(content)
     assert running.get("/image/mine.png", **OWNER).body == content
