@@ -4700,7 +4700,7 @@ class TokenUses(Table):
         return self._index.write(apply)
 
     def is_used(self, id: str) -> bool:
-        """Whether a token was used, or a view cookie ended."""
+        """Return whether a token was used, or a view cookie ended."""
         return self._index.read("SELECT 1 FROM token_use WHERE id = ?", id).fetchone() is not None
 
     def give_back(self, grant: Grant) -> None:
@@ -5551,7 +5551,7 @@ class Tree:
         self._inner: dict[str, tuple[int, int]] = {}  # folders of the root to which files came
 
     def is_local(self, name: str) -> bool:
-        """Whether a name is on this machine's disks, where others may change what has it."""
+        """Return whether a name is on this machine's disks, where others may change its file."""
         return True
 
     def show(self, name: str = "") -> str:
@@ -5561,13 +5561,13 @@ class Tree:
     def walk_stored(
         self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
     ) -> Iterator[tuple[bytes, os.stat_result]]:
-        """Path and status of every wanted file, wherever it is stored, as `walk` has them."""
+        """Return path and status of every wanted file, wherever it is stored, as `walk` does."""
         return self.walk(wanted, unreadable)
 
     # The root
 
     def is_there(self) -> bool:
-        """Whether the root is the one that is known, and not the place of a disk that is away."""
+        """Return whether the root is the known one, and not the place of a disk that is away."""
         try:
             with self.resolve("_", make=True):
                 return True
@@ -5575,11 +5575,11 @@ class Tree:
             return False
 
     def is_missing(self) -> bool:
-        """Whether the root is not there, or holds no file though some are known."""
+        """Return whether the root is not there, or holds no file though some are known."""
         return not self.is_there() or not (self.holds_files() or self.is_new())
 
     def identity(self) -> object:
-        """What is equal before and after a scan that saw one tree; None where it is missing."""
+        """Return what is equal before and after a scan of one tree; None where it is missing."""
         if self.is_missing():
             return None
         return self._identity, mounts_below(self.path)
@@ -5628,7 +5628,7 @@ class Tree:
         return Place(folder, last)
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
-        """The file for reading; OSError where there is none, or where it is no regular file."""
+        """Open the file for reading; OSError where there is none, or none that is regular."""
         with self.resolve(name) as place:
             flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
             file = io.FileIO(place.open(flags), mode)
@@ -5643,7 +5643,7 @@ class Tree:
             return place.stat()
 
     def is_gone(self, name: str) -> bool:
-        """Whether nothing has that name any more."""
+        """Return whether nothing has that name any more."""
         return self.count_links(name) == 0
 
     def count_links(self, name: str) -> int:
@@ -5661,7 +5661,7 @@ class Tree:
             place.unlink()
 
     def has(self, file: File) -> bool:
-        """Whether a file is on disk with its size and mtime; ctime changes as uploads end."""
+        """Return whether a file is there with its size and mtime; ctime changes as uploads end."""
         try:
             status = self.stat(file.path)
         except (OSError, ValueError):
@@ -5681,7 +5681,7 @@ class Tree:
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:
-        """Whether anything but folders is there, of what `walk` goes through."""
+        """Return whether anything but folders is there, of what `walk` goes through."""
         folders, excluded = [os.fsencode(below)], self._excluded()
         while folders:
             with contextlib.suppress(OSError):
@@ -5694,7 +5694,7 @@ class Tree:
     def walk(
         self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
     ) -> Iterator[tuple[bytes, os.stat_result]]:
-        """Path and lstat of every wanted file in the order of the paths' bytes.
+        """Yield path and lstat of every wanted file in the order of the paths' bytes.
 
         Passed over are hidden names, links, `excluded` folders and those of PASSED_OVER. The
         paths of what cannot be read are added to `unreadable`; those of folders end with `/`.
@@ -5720,7 +5720,7 @@ class Tree:
     def _stat_all(
         self, paths: Sequence[bytes], unreadable: list[bytes]
     ) -> Iterator[tuple[bytes, os.stat_result]]:
-        """The lstat of those files of one folder that are regular."""
+        """Yield the lstat of those files of one folder that are regular."""
         with self.resolve(os.fsdecode(paths[0])) as place:
             for path in paths:
                 try:
@@ -5734,7 +5734,7 @@ class Tree:
                     yield path, status
 
     def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
-        """The paths in a folder that may be shown; those of folders end with `/`."""
+        """Yield the paths in a folder that may be shown; those of folders end with `/`."""
         with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
             if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
                 return
@@ -5924,7 +5924,7 @@ class Folder(Tree):
         return 0
 
     def _mark_removed(self, name: str) -> str:
-        """A name in `.incoming/` for a file that is going; empty where there can be none."""
+        """Return a name in `.incoming/` for a file that is going; empty where none can be."""
         mark = f"{secrets.token_hex(16)}.{mark_of(name)}"
         incoming = f"{INCOMING}/{mark}"
         error = self.link_in(incoming, self, name)
@@ -6238,7 +6238,7 @@ NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def split_name(name: str) -> list[str]:
-    """The parts of a relative path; ValueError for one that would leave its folder."""
+    """Return the parts of a relative path; ValueError for one that would leave its folder."""
     parts = name.split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise ValueError(f"no file name: {name!r}")
@@ -6246,7 +6246,7 @@ def split_name(name: str) -> list[str]:
 
 
 def inner_name(name: str, mark: str) -> str:
-    """A name in the `.incoming/` of the top folder that a file is in: a disk of its own.
+    """Return a name in the `.incoming/` of the top folder that a file is in: a disk of its own.
 
     Another server may have that folder as its root, and names of its own there.
     """
@@ -6279,7 +6279,7 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
-    """A folder that can be listed and synced; the descriptors of places may only be passed."""
+    """Yield a folder that can be listed and synced; places' descriptors may only be passed on."""
     try:
         descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
     except OSError as error:
@@ -6305,7 +6305,7 @@ def sync_folder(folder: int) -> None:
 
 
 def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]:
-    """The bytes of a file of about this size, in blocks that are good until the next one."""
+    """Yield the bytes of a file of about this size, in blocks that are good until the next one."""
     buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
     while count := file.readinto(buffer):
         yield buffer[:count]
@@ -6319,7 +6319,7 @@ def write_all(file: io.FileIO, data: memoryview) -> None:
 
 
 def mounts_below(path: str) -> frozenset[tuple[str, str]]:
-    """Mount points below a folder, as relative paths, with their ids (proc(5), mountinfo)."""
+    """Return mount points below a folder: relative paths and ids (proc(5), mountinfo)."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:  # not on macOS
@@ -6334,7 +6334,7 @@ def mounts_below(path: str) -> frozenset[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=256)
 def is_remote(device: int) -> bool:
-    """Whether a device number is a file system's that can stop to answer: a share, or FUSE."""
+    """Return whether a device number is that of a share or FUSE, which can stop to answer."""
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             about, _, rest = line.partition(b" - ")
@@ -6362,7 +6362,7 @@ def safe_name(name: str) -> str:
 
 
 def fit_name(name: str, suffix: str = "") -> str:
-    """A name with `suffix` behind its stem, which is shortened to what file systems allow.
+    """Return a name with `suffix` behind its stem, which is shortened to what file systems allow.
 
     >>> fit_name("é" * 200 + ".png", "_1") == "é" * 124 + "_1.png"
     True
@@ -6406,7 +6406,7 @@ SLUG_SYLLABLE = re.compile(r"(?:HIRAGANA|KATAKANA) LETTER (?:SMALL )?(\w+)|HANGU
 
 
 def slugify(text: str) -> str:
-    """Lower-case ASCII words joined by hyphens, as python-slugify makes them; "" where it cannot.
+    """Return lower-case ASCII words joined by hyphens, as python-slugify does; "" where it cannot.
 
     >>> [slugify(name) for name in ("Größe & Maß (1)", "Семья в Афинах", "かぞく 가족", "家族")]
     ['grosse-mass-1', 'semia-v-afinakh', 'kazoku-gajog', '']
@@ -6649,7 +6649,7 @@ class S3Client:
         return answer, S3Run(connection, response)
 
     def _is_final(self, request: S3Request, answer: S3Answer, is_last: bool) -> bool:
-        """Whether another try would change nothing; note how the store wants to be asked."""
+        """Return whether another try would change nothing; note how the store is to be asked."""
         if answer.code == 501 and "if-none-match" in request.headers:
             self._is_conditional = False  # OpenStack Swift; who sends has looked before
             return is_last
@@ -6800,7 +6800,7 @@ class Bucket(Folder):
     # What is there
 
     def is_there(self) -> bool:
-        """Whether the bucket answers; where the root has more, whether that is there."""
+        """Return whether the bucket answers; where the root has more, whether that is there."""
         if self.below:
             return super().is_there()
         try:
@@ -6810,7 +6810,7 @@ class Bucket(Folder):
         return True
 
     def holds_files(self, below: str = "") -> bool:
-        """Whether anything is in the root, which is the bucket where all is in it."""
+        """Return whether anything is in the root, which is the bucket where all is in it."""
         return super().holds_files(below) if self.below else self.holds_objects()
 
     def holds_objects(self) -> bool:
@@ -6836,7 +6836,7 @@ class Bucket(Folder):
     def walk_stored(
         self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
     ) -> Iterator[tuple[bytes, os.stat_result]]:
-        """Those on disk, and path and size of every wanted object in the order of the bytes."""
+        """Yield files on disk, and path and size of all wanted objects in the bytes' order."""
         yield from super().walk_stored(wanted, unreadable)
         token: str | None = ""
         while token is not None:
@@ -7107,7 +7107,7 @@ def is_incoming(name: str) -> bool:
 
 
 def note_of(name: str) -> str:
-    """The name of the note of an object."""
+    """Return the name of the note of an object."""
     return f"{INCOMING}/{mark_of(name)}{NOTE}"
 
 
@@ -7126,7 +7126,7 @@ def object_status(headers: Mapping[str, str]) -> os.stat_result:
 
 
 def is_from(status: os.stat_result, mtime_ns: int) -> bool:
-    """Whether an object has this mtime, as far as stores keep it."""
+    """Return whether an object has this mtime, as far as stores keep it."""
     return status.st_mtime_ns // 10**9 == mtime_ns // 10**9
 
 
@@ -7140,7 +7140,7 @@ def format_mtime(mtime_ns: int) -> str:
 
 
 def read_range(file: io.FileIO, offset: int, count: int) -> Iterator[bytes]:
-    """The bytes of a part of a file, in blocks."""
+    """Yield the bytes of a part of a file, in blocks."""
     end = offset + count
     while offset < end and (
         piece := os.pread(file.fileno(), min(S3_BLOCK_BYTES, end - offset), offset)
@@ -10199,7 +10199,7 @@ class Connection:
         return True
 
     def take_body(self) -> bool:
-        """Decode and keep what was received; whether that is all. Raises HTTPError."""
+        """Decode and keep what was received; return whether that is all. Raises HTTPError."""
         for piece in self.take_pieces():
             self.collected += piece
         return self.body is None or self.body.finished
@@ -10443,11 +10443,11 @@ class Connections:
             return self.in_flight, list(self.held.values())
 
     def within(self, *states: State) -> list[Connection]:
-        """Those that the selector holds in these states."""
+        """Return those that the selector holds in these states."""
         return [c for c in list(self.held.values()) if c.state in states]
 
     def make_room(self) -> bool:
-        """Close the connection that can be missed best; whether there was one."""
+        """Close the connection that can be missed best; return whether there was one."""
         for state in GIVING_WAY:
             if held := self.within(state):
                 self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
@@ -11076,7 +11076,7 @@ class RouteTable:
 
 @functools.cache
 def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which segments of a route's path are parameters."""
+    """Return which segments of a route's path are parameters."""
     return tuple(segment.startswith("{") for segment in segments)
 
 
@@ -11463,7 +11463,7 @@ class ResumableUploads:
         self._hashes: dict[str, tuple[int, Sequence[Hash]]] = {}  # of so many bytes
 
     def expiry(self) -> float:
-        """When what comes now will have expired."""
+        """Return when what comes now will have expired."""
         return time.time() + self._lifetime
 
     def get(self, id: str) -> OpenUpload | None:
@@ -13166,20 +13166,20 @@ NO_FILE = "There is no such file."
 
 
 def existing(thing: T | None, otherwise: str = "Not found.") -> T:
-    """What was looked for; 404 where it is not there, or another's."""
+    """Return what was looked for; 404 where it is not there, or another's."""
     if not thing:
         raise HTTPError(404, otherwise)
     return thing
 
 
 def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
-    """A file of these folders with this content, unchanged on disk."""
+    """Return a file of these folders with this content, unchanged on disk."""
     found = app.index.files.with_content(sha256, *roots)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
 def find_content(app: App, request: Request, sha256: str) -> Located:
-    """A file with this content that the principal may read and that is still on disk; 404."""
+    """Return a file with this content that the principal may read and that is there; 404."""
     private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
@@ -13187,7 +13187,7 @@ def find_content(app: App, request: Request, sha256: str) -> Located:
 def find_readable(
     app: App, request: Request, sha256: str, trashed: bool = False
 ) -> Located | None:
-    """A file of whichever family with this content that the principal may read, as on disk."""
+    """Return a file with this content, of any family, that the principal may read."""
     private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
     found = app.index.files.readable(sha256, roots, user_id, trashed)
@@ -13199,7 +13199,7 @@ FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
 
 def caching(app: App, file: File, rule: str) -> str:
-    """A rule for caches: private ones only, unless everyone may read the file."""
+    """Return a rule for caches: private ones only, unless everyone may read the file."""
     private = app.settings.read_auth_enabled or file.root not in {"library", "entities"}
     return f"{'private' if private else 'public'}, {rule}"
 
@@ -13289,7 +13289,7 @@ def object_response(request: Request, content: Content, source: ObjectReader) ->
 
 
 def internal_location(request: Request, file: File) -> str:
-    """Where nginx finds a file that it may send for us; empty where the bytes have to go.
+    """Return where nginx finds a file that it may send for us; empty where the bytes have to go.
 
     Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
     request with a precondition on the ETag, which nginx does not know. HEAD has no bytes to send.
@@ -13385,7 +13385,7 @@ def check_type(request: Request, extensions: Set[str]) -> tuple[Incoming, Facts]
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
-    """The extension of a file name if it is one of those, or jpeg, in lower case; 400."""
+    """Return the extension of a file name if it is one of those, or jpeg, in lower case; 400."""
     base = name.replace("\\", "/").rpartition("/")[2].lower()
     extension = base.rpartition(".")[2] if "." in base else ""
     allowed = {*extensions, "jpeg"}  # which is jpg's other name
@@ -13434,7 +13434,7 @@ def get_media(app: App, request: Request, filename: str) -> Response:
 
 
 def find_media(app: App, request: Request, filename: str) -> File:
-    """The file of a public image; 404."""
+    """Return the file of a public image; 404."""
     return existing(app.index.files.get("library", f"{MEDIA_FOLDER}/{filename}"), NO_FILE)[0]
 
 
@@ -13552,14 +13552,14 @@ def thumbnail_response(
 
 
 def no_rendition(thing: str, outcome: Outcome) -> HTTPError:
-    """The error that says why there is none: 404, or 503 where that may change."""
+    """Return the error that says why there is none: 404, or 503 where that may change."""
     if outcome is Outcome.FAILED:
         return HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
     return HTTPError(404, f"There is no {thing} of this file.")
 
 
 def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Content:
-    """What is answered with a rendition of a file, whose type its first bytes tell."""
+    """Return what is answered with a rendition of a file, whose type its first bytes tell."""
     types = {b"\x89": "image/png", b"R": "image/webp"}
     mime_type = types.get(data[:1], "image/jpeg")
     digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
@@ -13581,7 +13581,7 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
 
 
 def library_name(request: Request, filename: str) -> str:
-    """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
+    """Return the URL's name; without an allowed extension, the form's; 400 if neither has one."""
     wanted = last_segment(request.head.path)
     for name in map(safe_name, (wanted, filename)):
         if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
@@ -13637,7 +13637,7 @@ IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 def private_names(name: str) -> Iterator[str]:
-    """The name itself, then with the time added: `<stem>_<UTC><ext>`."""
+    """Yield the name itself, then with the time added: `<stem>_<UTC><ext>`."""
     yield name
     while True:
         moment = datetime.now(timezone.utc)
@@ -13756,7 +13756,7 @@ def unauthorized(detail: str) -> HTTPError:
 
 
 def caller(request: Request) -> int:
-    """The user id of a route whose access is USER."""
+    """Return the user id of a route whose access is USER."""
     assert request.principal.user_id is not None
     return request.principal.user_id
 
@@ -13765,7 +13765,7 @@ DEMO_USER = User(0, "", "demo", None, "", "", "", "", is_active=True)
 
 
 def find_account(app: App, request: Request) -> User:
-    """The caller's account; 404 for the users of other programs."""
+    """Return the caller's account; 404 for the users of other programs."""
     if request.principal.kind == "demo":
         return DEMO_USER
     return existing(app.index.users.get(caller(request)))
@@ -13801,7 +13801,7 @@ def register(app: App, request: Request) -> Response:
 
 
 def login_key(user: User | None, name: str) -> str:
-    """What failed logins are counted under: an account's names are one, e-mails have no case."""
+    """Return what failed logins count under: an account's names are one, in any case."""
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
@@ -13821,7 +13821,7 @@ def login(app: App, request: Request) -> Response:
 
 
 def begin_session(app: App, request: Request, user: User) -> Session | None:
-    """A new session of a user; None if the account was disabled or its password changed."""
+    """Return a new session of a user; None if the account was disabled or its password changed."""
     now, key, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
     agent = printable_line(request.headers.get("user-agent", ""))[:MAX_USER_AGENT_LENGTH]
     origin = {"address": request.client, "user_agent": agent}
@@ -13836,7 +13836,7 @@ def refresh_seconds(app: App) -> int:
 
 
 def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
-    """A new access token and the session's one refresh token, with the claims of SimpleJWT."""
+    """Return a new access token and the session's one refresh token, as SimpleJWT has them."""
     now = max(int(time.time()), user.tokens_from)
     about = {
         "user_id": user.id,
@@ -13858,7 +13858,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
 
 
 def parse_refresh_token(app: App, text: str) -> RefreshToken:
-    """A refresh token of ours by its looks, spent or not; TokenError."""
+    """Return a refresh token of ours by its looks, spent or not; TokenError."""
     key = app.settings.jwt_signing_key
     claims = verify_jwt(text, hs256_key=key, es256_key=None, now=time.time(), token_type="refresh")
     principal = principal_of_claims(claims, "HS256")
@@ -13961,7 +13961,7 @@ PAGING = (
 
 
 def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
-    """The page asked for, its size and the number of the last one; 404."""
+    """Return the page asked for, its size and the number of the last one; 404."""
     size = PAGE_SIZE
     if re.fullmatch(r"[0-9]{1,999}", query.get("page_size", ""), re.ASCII):
         size = min(int(query["page_size"]), MAX_PAGE_SIZE) or PAGE_SIZE
@@ -13975,7 +13975,7 @@ def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
 
 
 def page_url(request: Request, page: int) -> str:
-    """The URL of this list at another page; the first needs no number."""
+    """Return the URL of this list at another page; the first needs no number."""
     pairs = [pair for pair in parse_query(request.head.query) if pair[0] != "page"]
     pairs += [("page", str(page))] if page > 1 else []
     query = urlencode(pairs, errors="surrogateescape")
@@ -13983,7 +13983,7 @@ def page_url(request: Request, page: int) -> str:
 
 
 def parse_ordering(text: str, columns: Set[str]) -> tuple[tuple[str, bool], ...]:
-    """Columns and directions; what is unknown is ignored, as Django does.
+    """Return columns and directions; what is unknown is ignored, as Django does.
 
     >>> parse_ordering("-size, x,name,size", {"name", "size"})
     (('size', True), ('name', False))
@@ -14010,7 +14010,7 @@ def list_owned(
     request: Request, things: OwnedTable[Record], columns: Set[str],
     to_json: Callable[[Record], Any], equal: tuple[tuple[str, str], ...] = (),
 ) -> Response:  # fmt: skip
-    """A page of the caller's own things."""
+    """Return a page of the caller's own things."""
     query = request.query
     order = parse_ordering(query.get("ordering", ""), columns)
     wanted = Query(caller(request), equal, parse_search(query.get("search", "")), order)
@@ -14041,7 +14041,7 @@ MEDIA_FIELDS = (
 
 
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
-    """What is wrong with a file, an image, video or audio of the type given, or a collection."""
+    """Yield what is wrong with a record's file, type or collection."""
     user_id, key = request.principal.user_id, (values.get("collection") or "").lower()
     if user_id is not None and key and not request.app.index.collections.get(user_id, key):
         yield no_collection(key)
@@ -14073,7 +14073,7 @@ NEW_MEDIA_BODY = MEDIA_BODY._replace(
 
 
 def partial(spec: BodySpec) -> BodySpec:
-    """The body of a PATCH: nothing is required."""
+    """Return the body of a PATCH: nothing is required."""
     return spec._replace(fields=tuple(item._replace(required=False) for item in spec.fields))
 
 
@@ -14100,14 +14100,14 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
 
 
 def has_file(request: Request, record: MediaRecord) -> bool:
-    """Whether a record has a file, or shows one that the principal may read."""
+    """Return whether a record has a file, or shows one that the principal may read."""
     read_auth_enabled = request.app.settings.read_auth_enabled
     may_read = allows(READ, request.principal, read_auth_enabled)
     return bool(record.path or (record.sha256 and may_read))
 
 
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
-    """A URL that shows a record's file for an hour without a header, as <img> needs it."""
+    """Return a URL that shows a record's file for an hour without a header, as <img> needs it."""
     expires = int(time.time()) + FILE_URL_SECONDS
     signature = sign_until(app.file_key, record.id, expires)
     path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
@@ -14138,7 +14138,7 @@ def upload_facts(request: Request) -> Facts | None:
 
 
 def media_changes(request: Request) -> dict[str, Any]:
-    """The columns of a record that a request sets."""
+    """Return the columns of a record that a request sets."""
     columns = {"storage_path": "note", "collection": "collection_id"}
     changes = {columns.get(name, name): value for name, value in request.fields.items()}
     if request.upload and request.head.method != "PATCH":
@@ -14163,7 +14163,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
 
 
 def find_room(app: App, user_id: int, db: Database | None = None) -> int:
-    """What a user may store yet; below 0 where it is too much already."""
+    """Return what a user may store yet; below 0 where it is too much already."""
     quota = app.settings.user_quota_bytes
     return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
 
@@ -14190,7 +14190,7 @@ def create_record(app: App, request: Request) -> Response:
 
 
 def find_record(app: App, request: Request, id: str) -> MediaRecord:
-    """The caller's record; 404 for another's as for none."""
+    """Return the caller's record; 404 for another's as for none."""
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
@@ -14289,7 +14289,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
-    """The record that a file URL's signature is good for; 401, 404."""
+    """Return the record that a file URL's signature is good for; 401, 404."""
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
     if not verify_until(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
@@ -14364,7 +14364,7 @@ def collection_json(collection: Collection) -> dict[str, Any]:
 
 
 def find_collection(app: App, request: Request, id: str) -> Collection:
-    """The caller's collection; 404 for another's as for none."""
+    """Return the caller's collection; 404 for another's as for none."""
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
@@ -14450,7 +14450,7 @@ def add_pictures(app: App, request: Request, id: str) -> Response:
 
 
 def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> MediaRecord:
-    """A new record that shows a file of the library or the entities."""
+    """Return a new record that shows a file of the library or the entities."""
     key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
     kind = asset.facts.kind if asset.facts else "image"
     about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
@@ -14542,7 +14542,7 @@ def entity_texts(app: App, rows: Sequence[tuple[int, int]], version: int | None)
 
 
 def parse_filters(text: str) -> dict[str, Any]:
-    """The columns and values of `key=value` pairs with commas; `null` finds what has none."""
+    """Return columns and values of `key=value` pairs with commas; `null` finds what has none."""
     filters: dict[str, Any] = {}
     for pair in filter(str.strip, text.split(",")):
         key, equals, value = (part.strip() for part in pair.partition("="))
@@ -14576,7 +14576,7 @@ def get_entity(app: App, request: Request, id: int) -> Response:
 
 
 def current_entity(app: App, request: Request, id: int) -> Entity:
-    """The entity that is to be changed; 404."""
+    """Return the entity that is to be changed; 404."""
     return find_entity(app, id)
 
 
@@ -14713,7 +14713,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
 
 
 def entity_json(entity: Entity) -> dict[str, Any]:
-    """The Item of document 004."""
+    """Return the Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
     created = facts.created if facts else None
     return {
@@ -14810,7 +14810,7 @@ ADD_FORM = """<form method="post" action="{url}" enctype="multipart/form-data">
 
 
 def check_target(request: Request, kind: str, target: str) -> Share:
-    """What is to be shared, if the caller may share it and it is there; 400, 403, 404.
+    """Return what is to be shared, if the caller may share it and it is there; 400, 403, 404.
 
     It `takes` files where there can be more of them.
     """
@@ -14885,7 +14885,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
 
 
 def whose_shares(principal: Principal) -> tuple[int | None, bool]:
-    """Whose links may be listed and ended, and whether all: without an account who may write."""
+    """Return whose links may be listed and ended; None and True: all, for who may write."""
     if principal.user_id is None:
         require(WRITE, principal, True)
     return principal.user_id, principal.is_admin
@@ -14917,7 +14917,7 @@ def find_share(request: Request, id: str) -> Share:
 
 
 def has_password(app: App, request: Request, share: Share) -> bool:
-    """Whether the request has the cookie of who told the password, if the link has one."""
+    """Return whether the request has the cookie of who told the password, if the link has one."""
     if share.password is None:
         return True
     cookies = request.headers.get("cookie", "")
@@ -14975,13 +14975,13 @@ def open_share(app: App, request: Request, token: str) -> Response:
 
 
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
-    """What a link shows, of what its maker may still read."""
+    """Return what a link shows, of what its maker may still read."""
     reads = allows(READ, find_maker(app, share.owner), app.settings.read_auth_enabled)
     return app.index.shares.files(share, reads, **which)
 
 
 def may_show(share: Share, asset: Asset) -> bool:
-    """Whether a file can be sent as the share promises."""
+    """Return whether a file can be sent as the share promises."""
     facts = asset.facts
     return not share.strips or (
         facts is not None and (facts.kind == "image" or facts.extension in PATCHERS)
@@ -15012,7 +15012,7 @@ def shared_json(
 
 
 def shared_html(file: Mapping[str, Any]) -> str:
-    """A link to a file, with its thumbnail or else its name."""
+    """Return the HTML link to a file, with its thumbnail or else its name."""
     name, url = html.escape(file["name"]), html.escape(file["url"])
     if file["thumbnail"]:
         name = f'<img src="{html.escape(file["thumbnail"])}" alt="{name}" loading="lazy">'
@@ -15042,7 +15042,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
 
 
 def check_guest(app: App, request: Request, token: str) -> Share:
-    """The link, if who has it may add to its folder; 401, 403, 404."""
+    """Return the link, if who has it may add to its folder; 401, 403, 404."""
     share = find_share(request, token)
     need_share_password(app, request, share)
     if not share.takes:
@@ -15196,7 +15196,7 @@ TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
 
 
 def restore_trashed(app: App, id: str) -> bool:
-    """Bring a media record or an entity back as it was; whether it was in the trash."""
+    """Bring a media record or an entity back as it was; return whether it was in the trash."""
     trashed = app.index.trash.get(id)
     if trashed is None or trashed.kind == "media":
         return trashed is not None and app.index.trash.restore_media(id, time.time())
@@ -15236,7 +15236,7 @@ def empty_old_trash(app: App) -> None:
 
 
 def is_trash_of(request: Request, trashed: Trashed) -> bool:
-    """Whether the caller may change what is in the trash: the own records, or the entities."""
+    """Return whether the caller may change what is in the trash: own records, or entities."""
     if trashed.kind == "media":
         return trashed.user_id == request.principal.user_id
     return allows(WRITE, request.principal, True)
@@ -15297,7 +15297,7 @@ TARGETS = {item.family: item for item in ROUTES if item.is_target}
 
 
 def find_target(request: Request, family: str) -> Route:
-    """The route that a file is for; 403 as there, 400 where there is none."""
+    """Return the route that a file is for; 403 as there, 400 where there is none."""
     target = TARGETS.get(family)
     if target is None:
         raise HTTPError(400, f"Upload-Metadata must have a target: {', '.join(TARGETS)}.")
@@ -15319,7 +15319,7 @@ def max_size(app: App, target: Route) -> int:
 
 
 def owner_of(request: Request) -> str:
-    """Who may go on with what the caller begins, and in whose number it counts."""
+    """Return who may go on with what the caller begins, and in whose number it counts."""
     principal = request.principal
     if principal.user_id is not None:
         return f"user {principal.user_id}"
@@ -15329,7 +15329,7 @@ def owner_of(request: Request) -> str:
 
 
 def find_upload(app: App, request: Request, id: str) -> OpenUpload:
-    """An upload that is the caller's; 404 for another's as for none, 412 for another tus."""
+    """Return an upload of the caller's; 404 for another's as for none, 412 for another tus."""
     check_tus_version(request.headers, needed=False)
     upload = existing(app.uploads.get(id), NO_UPLOAD)
     find_target(request, upload.target)
@@ -15419,7 +15419,7 @@ def bound_upload(
 
 
 def upload_url(request: Request, upload: OpenUpload) -> str:
-    """Where an upload is gone on with: with the token, too, that the caller has in the query."""
+    """Return the URL that an upload goes on at, with the token of the query, if there is one."""
     token = [pair for pair in request.pairs if pair[0] == "token"]
     return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
 
@@ -15431,7 +15431,7 @@ def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
 
 
 def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
-    """How far an upload is, in the words of both protocols."""
+    """Return how far an upload is, in the words of both protocols."""
     length = ("Upload-Length", str(upload.length))
     return [
         ("Upload-Offset", str(upload.received)),
@@ -15550,7 +15550,7 @@ NO_STORE = ("Cache-Control", "no-store")
 
 
 def health_json(app: App) -> dict[str, Any]:
-    """The health answer; what is not as it should be is counted or said only where it is so."""
+    """Return the health answer; what is wrong is counted or said only where it is so."""
     sight = app.watcher.look()
     scan, problems = app.scanner.progress.get(), app.problems(sight)
     names = ("running", "done", "total", "finished_at", *["unreadable"] * bool(scan.unreadable))
@@ -15612,7 +15612,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
-    """Which contents are on disk in a file that the principal may read."""
+    """Return which contents are on disk in a file that the principal may read."""
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
@@ -15711,7 +15711,7 @@ def count_requests(meter: Meter) -> Samples:
 
 
 def count_durations(meter: Meter) -> Samples:
-    """The histogram's samples of the routes that have been asked for."""
+    """Return the histogram's samples of the routes that have been asked for."""
     for number, labels in label_routes():
         counts, seconds = meter.durations(number)
         if not counts[-1]:
@@ -18934,7 +18934,7 @@ class Command(NamedTuple):
         return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
 
     def fits(self, words: Sequence[str]) -> bool:
-        """Whether these words can follow: each that it takes, and more of a last one with dots."""
+        """Return whether these words can follow: each that it takes, more where that has dots."""
         most = math.inf if self.takes.endswith("...") else len(self.takes.split())
         return len(self.takes.split()) <= len(words) <= most
 
@@ -18977,7 +18977,7 @@ def command(name: str, takes: str = "", *options: Option) -> Callable[[Run], Run
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
-    """The command that is called, `serve` where none is, and the words that it is given."""
+    """Return the command that is called, `serve` where none is, and the words that it is given."""
     for count in (2, 1):
         found = COMMANDS.get(" ".join(words[:count]) or "serve")
         if found:
@@ -19038,7 +19038,7 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_command_line(arguments: Sequence[str]) -> Call:
-    """The command with its settings, words and options; SystemExit(2) with usage for none."""
+    """Return the command as it was called; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -19085,7 +19085,7 @@ def make_folders(settings: Settings) -> None:
 
 
 def make_folder(setting: str, path: Path, mode: int) -> bool:
-    """Make a folder if it is not there; whether it was made."""
+    """Make a folder if it is not there; return whether it was made."""
     try:
         made = not path.exists()
         path.mkdir(mode, parents=True, exist_ok=True)
@@ -19209,14 +19209,14 @@ def print_token(
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
-    """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
+    """Yield the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
     make_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
 
 
 def index_to_read(settings: Settings) -> contextlib.closing[Index]:
-    """The index for a command that changes nothing: it is neither made nor migrated."""
+    """Return the index for a command that changes nothing: it is neither made nor migrated."""
     need_storage(settings)
     if not settings.database_url.exists():
         raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
@@ -19283,7 +19283,7 @@ def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
 
 
 def read_password() -> str:
-    """A new password from the terminal, twice, or a line of standard input; never an argument."""
+    """Return a new password from the terminal, twice, or a line of standard input."""
     if sys.stdin.isatty():
         import getpass  # only here
 
@@ -19479,7 +19479,7 @@ class Verifier:
             self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
 
     def _unknown(self, folder: Folder) -> list[str]:
-        """Paths on disk that the index does not know, of what a scan would take in."""
+        """Return paths on disk that the index does not know, of what a scan would take in."""
         unreadable: list[bytes] = []
         wanted = is_media_name if folder.name not in SERVER_ONLY else bool
         paths = [os.fsdecode(path) for path, _ in folder.walk_stored(wanted, unreadable)]
@@ -19506,7 +19506,7 @@ class Verifier:
             file = now[0]
 
     def _judge(self, file: File) -> tuple[str, str] | None:
-        """What is wrong with a file, and why; None if nothing is."""
+        """Return what is wrong with a file, and why; None if nothing is."""
         try:
             with self._folders[file.root].open(file.path) as source:
                 status = os.fstat(source.fileno())
@@ -19523,7 +19523,7 @@ class Verifier:
         return ("changed" if file.root in SERVER_ONLY else "edited"), ""
 
     def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
-        """The sha256 of a file, which is taken for known where it is not due."""
+        """Return the sha256 of a file, which is taken for known where it is not due."""
         is_due = max(file.added, file.ctime, file.mtime_ns / 1e9) >= self._since
         if not is_due and file.matches(status):
             return file.sha256
@@ -19533,7 +19533,7 @@ class Verifier:
         return digest.hexdigest()
 
     def _blocks(self, source: io.FileIO, status: os.stat_result) -> Iterator[memoryview]:
-        """What the disk has of a file: memory may hold what was there before."""
+        """Yield what the disk has of a file: memory may hold what was there before."""
         forget_cached(source)
         try:
             for block in read_blocks(source, status.st_size):
@@ -19599,7 +19599,7 @@ SAME_TIME_NS = 2 * 10**9  # what FAT's times are exact to
 
 
 def backup_settings(settings: Settings, folder: Path) -> Settings:
-    """The settings with which a backup is served."""
+    """Return the settings with which a backup is served."""
     data = folder / ".mediaserver"
     return settings._replace(
         storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
@@ -19655,7 +19655,7 @@ class Copier(Verifier):
         return super().report(f"{what}, {copied}", copied=self.copied, **more)
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
-        """Whether the target has the file, byte for byte."""
+        """Return whether the target has the file, byte for byte."""
         target = self.targets[file.root]
         if target.is_gone(file.path):
             return False
@@ -19701,7 +19701,7 @@ class BackupCopier(Copier):
     earlier: tuple[Index, Mapping[str, Folder]] | None = None  # backup: its index and folders
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
-        """Whether the target has the file or was given a link to it; not where it was edited."""
+        """Return whether the target has the file or a link to it; not where it was edited."""
         if not file.matches(status):
             return False
         # What the targets have in the first round may be from a run that was interrupted
@@ -19725,7 +19725,7 @@ class BackupCopier(Copier):
 
 @contextlib.contextmanager
 def held_folder(path: Path) -> Iterator[None]:
-    """A folder, made if it is not there, that no other backup is made in meanwhile."""
+    """Yield a folder, made if it is not there, that no other backup is made in meanwhile."""
     with contextlib.ExitStack() as cleanup:
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
@@ -19740,13 +19740,13 @@ def held_folder(path: Path) -> Iterator[None]:
 
 
 def backups_in(folder: Path, suffix: str = "") -> list[Path]:
-    """The whole backups in a folder, or those with PARTIAL as suffix, the oldest first."""
+    """Return the whole backups in a folder, or those with PARTIAL as suffix, the oldest first."""
     pattern = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z" + re.escape(suffix))
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def new_backup(folder: Path) -> Path:
-    """The name of a backup made now."""
+    """Return the name of a backup made now."""
     while (path := folder / time.strftime(BACKUP_TIME, time.gmtime())).exists():
         time.sleep(0.1)
     return path
@@ -19767,7 +19767,7 @@ def need_disks(*folders: Folder) -> None:
 
 
 def fillable_folders(settings: Settings) -> dict[str, Folder]:
-    """The folders that files are copied to, without what an interrupted copy left half done."""
+    """Return the folders that files are copied to, rid of what was left half done."""
     folders = open_folders(settings, None)
     for folder in folders.values():
         folder.recover(lambda name: True)
@@ -19847,7 +19847,7 @@ def write_manifest(own: Settings, moment: Index, copier: Copier) -> None:
 
 
 def format_hash(sha256: str, name: bytes) -> bytes:
-    r"""A line of sha256sum.
+    r"""Return a line of sha256sum.
 
     >>> format_hash("0a", b"a\nb")
     b'\\0a  a\\nb\n'
@@ -19913,7 +19913,7 @@ def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def find_backup(settings: Settings, path: Path) -> Path:
-    """A backup, or the last one in a folder of them."""
+    """Return a backup, or the last one in a folder of them."""
     if path.name.endswith(PARTIAL):
         raise Refusal(f"{path} is not whole: its backup was interrupted")
     if backup_settings(settings, path).database_url.is_file():
@@ -20043,7 +20043,7 @@ def migrate(
 
 
 def moved_settings(settings: Settings, name: str, to: Path | S3Place) -> Settings:
-    """Settings with another place for the files of a family; Refusal, SettingError."""
+    """Return settings with another place for the files of a family; Refusal, SettingError."""
     media = settings.storage_dir / MEDIA_FOLDER  # where public uploads are without MEDIA_DIR
     if overlap(getattr(settings, name) or media, to):
         raise Refusal(f"{to} is where they are")
@@ -20060,7 +20060,7 @@ def moved_settings(settings: Settings, name: str, to: Path | S3Place) -> Setting
 
 @contextlib.contextmanager
 def server_is_stopped(settings: Settings) -> Iterator[bool]:
-    """Whether no server uses DATA, and none does within the block."""
+    """Yield whether no server uses DATA, and none does within the block."""
     try:
         lock = lock_data_dir(settings)
     except SettingError:
@@ -20075,7 +20075,7 @@ def server_is_stopped(settings: Settings) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def opened_app(settings: Settings) -> Iterator[App]:
-    """What handlers need, for a command that does what they do and signs nothing."""
+    """Yield what handlers need, for a command that does what they do and signs nothing."""
     names = [name for name, _, spec in Settings.table() if spec.made]
     blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
     with opened_index(settings) as index:
@@ -20447,7 +20447,7 @@ class RecordImporter:
         return None if self._is_trial else self._index.write(apply)
 
     def _owner(self, id: int) -> int:
-        """The account here of a user there; NotTaken where it is not certain who that is."""
+        """Return the account of a user there; NotTaken where it is not certain who that is."""
         if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
             return id  # accounts are elsewhere, and tokens carry the id
         if id not in self._users:
@@ -20521,7 +20521,7 @@ class RecordImporter:
         return Result("new", f"{row['label'] or '-'}: {told}")
 
     def _history(self, row: Row) -> list[Row]:
-        """The versions of an entity, the oldest first; the last one is what it is now."""
+        """Return the versions of an entity, the oldest first; the last one is what it is now."""
         told = ("label", "description", "parent_id", "is_deleted", "file_path")
         deleted = 2  # SQLAlchemy-Continuum's operation_type
         versions = [
@@ -20547,7 +20547,7 @@ class RecordImporter:
         return "without a file" if not name else path or f"its file {name} is gone"
 
     def _find(self, name: str | None) -> str | None:
-        """The path below the source of a file that a database names; None if it is gone."""
+        """Return the path below the source of a file that a database names; None if it is gone."""
         for place in self._places if name else ():
             with contextlib.suppress(ValueError):
                 if not self._origin.is_gone(f"{place}{name}"):
@@ -20569,7 +20569,7 @@ class RecordImporter:
 
 
 def entity_of(row: Row, file: Located | None) -> Entity:
-    """A version of an entity as CoLAN's media store has it."""
+    """Return a version of an entity as CoLAN's media store has it."""
     return Entity(
         id=row["id"], is_collection=bool(row["is_collection"]), label=row["label"],
         description=row["description"], parent_id=row["parent_id"],
@@ -20779,7 +20779,7 @@ RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started a
 
 
 def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends: with RESTART if True.
+    """Return the id of a child that runs `work` without `ours`; True ends it with RESTART.
 
     SIGNALS, which are blocked, wait for it until it unblocks them.
     """
@@ -20799,7 +20799,7 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bo
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    """Return a listening socket; HTTPServer's own way looks up the host's name first."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = inherited_listener() or socket.create_server(
         (host, port), family=family, backlog=LISTEN_BACKLOG
@@ -20814,7 +20814,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def inherited_listener() -> socket.socket | None:
-    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+    """Return the listening socket that systemd holds for us (sd_listen_fds(3)), if it does.
 
     It outlives this process: connections that come during a restart wait in its backlog.
     """
@@ -20973,7 +20973,7 @@ def leave_index(server: Server, problem: str) -> None:
 
 
 def is_well(server: Server, app: App, seconds: float) -> bool:
-    """Whether the accept loop has turned within so many seconds, and the index answers."""
+    """Return whether the accept loop has turned within so many seconds, and the index answers."""
     app.index.get_meta("decoders")
     return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
@@ -21005,7 +21005,7 @@ def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
 
 
 def addresses(host: str, port: int) -> list[str]:
-    """The URLs to open in a browser: on this machine, and in its network if that can reach it."""
+    """Return the URLs to open in a browser here, and in the network if that can reach it."""
     if host not in {"0.0.0.0", "::"}:
         return [f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"]
     found = ["localhost"]
@@ -21058,7 +21058,7 @@ def show_upload(settings: Settings, generated: Sequence[str], place: str) -> Non
 
 
 def is_in_dotenv(secret: str) -> bool:
-    """Whether commands in this folder find the secret of upload tokens in its `.env`."""
+    """Return whether commands in this folder find the secret of upload tokens in its `.env`."""
     with contextlib.suppress(FileNotFoundError):  # the start has read it, and told its faults
         values = parse_dotenv(Path(".env").read_text("utf-8-sig"), {})
         return values.get("MEDIA_SERVER_SECRET") == secret
@@ -21066,7 +21066,7 @@ def is_in_dotenv(secret: str) -> bool:
 
 
 def token_command(settings: Settings) -> str:
-    """The command that prints an upload token, as any shell and any folder can run it."""
+    """Return the command that prints an upload token, as any shell and any folder can run it."""
     program = os.path.abspath(serve.__code__.co_filename)  # also where bytecode is run
     words = ["python3", program, "token"]
     words += ["--scope", "upload"] if settings.upload_tokens == "scoped" else []
