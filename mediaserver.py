@@ -20201,7 +20201,9 @@ def import_files(
     for path, _ in origin.walk(bool, unreadable):
         seen.add(name := os.fsdecode(path))
         yield from attempt(name, functools.partial(take, name))
-    seen.update(map(os.fsdecode, unreadable))
+    for name in map(os.fsdecode, unreadable):
+        seen.add(name)
+        yield name, Result("failed", "it cannot be read")
     why = "passed over: hidden, a link, beside .nomedia, or the server's own"
     yield from tell_rest(Path(origin.path), seen, bool, why)
 

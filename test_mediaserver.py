@@ -10597,6 +10597,17 @@ def test_a_folder_with_accounts_of_another_kind_is_made_public_by_no_guess(tmp_p
     assert "table auth_user of DB.SQLITE3 has accounts" in run.stderr
 
 
+def test_an_import_tells_what_it_cannot_read(scanning, monkeypatch, tmp_path):
+    fill(tmp_path / "old", {"a.png": png(), "closed/b.png": png()})
+    origin = ms.Folder("source", tmp_path / "old", make=False, buffers=ms.WriteBuffers())
+    closed = failing(os.open, OSError(errno.EACCES, "no"), "closed")
+    library = ms.DESTINATIONS["library"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", closed)
+        told = dict(ms.import_files(origin, scanning.folder, library, is_trial=True))
+    assert (told["a.png"].word, told["closed/"]) == ("new", ("failed", "it cannot be read"))
+
+
 def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
     running, source, mine = start(), tmp_path / "old", png()
     fill(running.storage, {"imported/old/a.png": mine})
