@@ -8727,12 +8727,12 @@ class Scanner:
             more = ["…"] if len(names) > MAX_NAMED else []
             listed = ", ".join([*names[:MAX_NAMED], *more])
             warn(f"cannot read in {folder.path}: {printable_line(listed)[:MAX_NAMES_LENGTH]}")
+        gone += [path for path in new if folder.is_gone(os.fsdecode(path))]  # while it was read
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
         kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
-        gone += [path for path in new if folder.is_gone(os.fsdecode(path))]  # while it was read
         self._forget(folder, gone, started)
         return not (unreadable or failed)
 
