@@ -4701,7 +4701,7 @@ class TokenUses(Table):
 
     def is_used(self, id: str) -> bool:
         """Return whether a token was used, or a view cookie ended."""
-        return self._index.read("SELECT 1 FROM token_use WHERE id = ?", id).fetchone() is not None
+        return bool(self._index.value("SELECT 1 FROM token_use WHERE id = ?", id))
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
@@ -10217,7 +10217,7 @@ class Connection:
         return pieces
 
     def skip_body(self) -> bool:
-        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
+        """Pass over the rest of a body if all of it is here; return whether it was."""
         try:
             return self.take_body()
         except HTTPError:
@@ -11340,7 +11340,7 @@ class PasswordHasher:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Return a place in the queue, which `run` needs."""
+        """Hold a place in the queue, which `run` needs; 503 if there is none."""
         if not self._places.acquire(blocking=False):
             detail = "Too many passwords are being checked; try again in a moment."
             raise HTTPError(503, detail, {"Retry-After": "5"})
@@ -19391,7 +19391,7 @@ class Progress:
             warn(text)
 
     def _redraw(self, text: str = "") -> bool:
-        """Write over the line that shows the progress, if this is a terminal; whether it is."""
+        """Write over the line that shows the progress; return whether this is a terminal."""
         if self._terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
@@ -19622,7 +19622,7 @@ class Copier(Verifier):
         self.others: dict[tuple[str, str], str] = {}  # hashes of copies that differ from the index
 
     def copy_all(self, moment: Index) -> bool:
-        """Copy all that an index names; whether nothing of it was deleted or changed meanwhile."""
+        """Copy all that an index names; return whether nothing of it changed meanwhile."""
         self.files = self.late = 0
         self.rounds += 1
         for root in self.targets:
@@ -20880,9 +20880,7 @@ def serve(settings: Settings) -> None:
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
-    for _ in range(
-        2
-    ):  # an index in which damage is met is marked, and put aside when it is opened
+    for _ in range(2):  # an index in which damage is met is put aside when it is opened again
         with contextlib.closing(open_index(settings.database_url)) as index:
             try:
                 return recover_files(App(settings, index, thumbnails, SharedProgress()))
@@ -20957,7 +20955,7 @@ SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
 
 
 def limit_descriptors() -> int:
-    """Raise the limit of open files as far as it goes; how many that leaves for connections."""
+    """Raise the limit of open files as far as it goes; return what it leaves for connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_DESCRIPTORS + SPARE_DESCRIPTORS
     wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
