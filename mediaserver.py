@@ -19752,7 +19752,7 @@ def new_backup(folder: Path) -> Path:
     return path
 
 
-def need_apart(place: Path, folders: Mapping[str, Folder], problem: str) -> None:
+def need_outside(place: Path, folders: Mapping[str, Folder], problem: str) -> None:
     """Refuse a place in one of the server's own folders."""
     for folder in folders.values():
         if place.is_relative_to(folder.path):
@@ -19794,7 +19794,7 @@ def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
     destination = Path(os.path.realpath(parse_path(dest)))
     with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
         sources = open_folders(settings, index)
-        need_apart(destination, sources, "of which it is to be a backup")
+        need_outside(destination, sources, "of which it is to be a backup")
         need_disks(*sources.values())
         cleanup.enter_context(held_folder(destination))
         fresh = Path(f"{new_backup(destination)}{PARTIAL}")
@@ -20285,7 +20285,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
     And what is told of their other tables, of which those with passwords are accounts.
     """
     tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
-    others: dict[str, list[Row]] = {}
+    others: Counter[tuple[str, bool]] = Counter()  # rows by table, and whether of accounts
     readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
                ".json": read_dump}  # fmt: skip
     for folder, folders, files in os.walk(source):
@@ -20298,15 +20298,15 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
                             tables[table].append(row)
                         else:
                             name = f"table {table} of {path.relative_to(source)}"
-                            others.setdefault(name, []).append(row)
+                            others[name, any("password" in key.lower() for key in row)] += 1
                 except (OSError, sqlite3.Error) as error:
                     raise Refusal(f"{path} cannot be read: {error}; {FILES_ALONE}") from None
     told = []
-    for table, rows in others.items():
-        result = Result("left", f"rows that have no place here: {len(rows)}")
-        if any("password" in name.lower() for row in rows for name in row):
-            result = Result("failed", f"accounts that are none of media_handler's: {len(rows)}")
-        told.append((table, result))
+    for (name, is_account), count in others.items():
+        result = Result("left", f"rows that have no place here: {count}")
+        if is_account:
+            result = Result("failed", f"accounts that are none of media_handler's: {count}")
+        told.append((name, result))
     return tables, told
 
 
@@ -20625,7 +20625,7 @@ def import_source(
             "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
-        need_apart(place, app.folders, "where it is served already")
+        need_outside(place, app.folders, "where it is served already")
         outcomes: Iterable[tuple[str, Result]]
         if any(tables.values()):
             records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
