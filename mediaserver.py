@@ -14885,7 +14885,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
 
 
 def whose_shares(principal: Principal) -> tuple[int | None, bool]:
-    """Return whose links may be listed and ended; None and True: all, for who may write."""
+    """Return whose links may be listed and ended, None for the owner's; and whether all may."""
     if principal.user_id is None:
         require(WRITE, principal, True)
     return principal.user_id, principal.is_admin
