@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
-#                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
+# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+#                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 208    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -197,7 +197,8 @@ def parse_secret(text: str) -> str:
 
 
 def parse_boolean(text: str) -> bool:
-    """
+    """Return whether a text says yes; ValueError if it says neither yes nor no.
+
     >>> parse_boolean("Yes"), parse_boolean("off")
     (True, False)
     """
@@ -309,7 +310,8 @@ class S3Place(NamedTuple):
 
 
 def parse_place(text: str) -> Path | S3Place:
-    """
+    """Return a folder's absolute path, or the place in an object store of `s3://`.
+
     >>> str(parse_place("s3://family/pictures/"))
     's3://family/pictures'
     """
@@ -579,27 +581,25 @@ def load_settings(
     Raises SettingError with the setting's name for a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    for name, _, spec in Settings.table():
+    for name, default, spec in Settings.table():
         label = name.upper()
         layers = [options.get(name)]
         if spec.environment:
             layers += [environment.get(label), dotenv.get(label)]
         given = [text for text in layers if text or (text == "" and (spec.secret or spec.empty))]
         try:
-            for text in given[:1]:
-                values[name] = spec.parse(text)
+            values[name] = spec.parse(given[0]) if given else default
         except ValueError as error:
             raise SettingError(label, str(error)) from None
-    if "storage_dir" not in values:
+    if values["storage_dir"] == Path():
         raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
-    data = values.setdefault("database_dir", values["storage_dir"] / ".mediaserver")
-    values.setdefault("database_url", data / "index.sqlite3")
-    for name, default, spec in Settings.table():
-        if default == Path() and spec.shown.startswith("DATA/"):
-            values.setdefault(name, data / spec.shown.removeprefix("DATA/"))
+    if values["database_dir"] == Path():
+        values["database_dir"] = values["storage_dir"] / ".mediaserver"
+    for name, _, spec in Settings.table():
+        if values[name] == Path():
+            values[name] = values["database_dir"] / spec.shown.rpartition("DATA/")[2]
     check_folders(values)
-    defaults = {name: default for name, default, _ in Settings.table()}
-    return Settings(**{**defaults, **values})
+    return Settings(**values)
 
 
 def check_folders(values: Mapping[str, Any]) -> None:
@@ -1633,13 +1633,13 @@ def _labelled(
 
     The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
     """
-    width = struct.calcsize(layout)
+    header = struct.Struct(layout)
 
     def read_header(span: _Span, at: int) -> _Header:
-        first, second = span.unpack(layout, at)
+        first, second = header.unpack(span.read(at, header.size))
         label, size = (first, second) if isinstance(first, bytes) else (second, first)
-        end = at + size + (0 if whole else width)
-        return label, at + width, end, end + -size % align + behind
+        end = at + size + (0 if whole else header.size)
+        return label, at + header.size, end, end + -size % align + behind
 
     return functools.partial(_Parts, read_header)
 
@@ -5160,17 +5160,9 @@ class Trash(Rows[Trashed]):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
-        """Bring back a media record and show its content; return whether it was in the trash."""
-
-        def apply(db: Database) -> bool:
-            changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
-            sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
-            row = db.execute(sql, (now, id)).fetchone()
-            if row:
-                db.execute(SHOW_ONCE, row)
-            return row is not None
-
-        return self._index.write(apply)
+        """Bring back a media record; return whether it was in the trash."""
+        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+        return self._change(changed, now, id)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; return the path of its file, if it had one."""
@@ -6390,7 +6382,8 @@ def numbered_names(name: str) -> Iterator[str]:
 
 
 def with_suffix(name: str, suffix: str) -> str:
-    """
+    """Return a name with more behind its stem, before its extension.
+
     >>> with_suffix("2026/a.jpg", "_1")
     '2026/a_1.jpg'
     """
@@ -6731,7 +6724,8 @@ class S3Client:
 
 
 def format_amz_date(seconds: float) -> str:
-    """
+    """Format Unix seconds as Signature Version 4 has them.
+
     >>> format_amz_date(1369353600)
     '20130524T000000Z'
     """
@@ -7137,7 +7131,8 @@ def is_from(status: os.stat_result, mtime_ns: int) -> bool:
 
 
 def format_mtime(mtime_ns: int) -> str:
-    """
+    """Format a time as seconds, as rclone writes it: nanoseconds are kept.
+
     >>> format_mtime(1500000000000000007)
     '1500000000.000000007'
     """
@@ -7436,7 +7431,7 @@ class Thumbnails:
         }
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
-        self._shelves: tuple[Shelf, ...] = ()  # public, private
+        self.shelves: tuple[Shelf, ...] = ()  # public, private
         self.previews: PreviewCache
         self._host: socket.socket | None = None
         self._host_id = 0
@@ -7449,7 +7444,7 @@ class Thumbnails:
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache) -> None:
         """Say where thumbnails and previews lie."""
-        self._shelves = (public, private)
+        self.shelves = (public, private)
         self.previews = previews
 
     @property
@@ -7524,25 +7519,21 @@ class Thumbnails:
         while self._sockets:
             self._sockets.pop().close()
 
-    def exists(self, sha256: str, private: bool = False) -> bool:
-        """Return whether there is a thumbnail."""
-        return self._shelves[private].exists(sha256)
-
-    def read(self, sha256: str, private: bool = False) -> bytes:
-        """Return the PNG; OSError where there is none."""
-        return self._shelves[private].read(sha256)
+    def shelf(self, file: File) -> Shelf:
+        """Return where the thumbnail of a file lies."""
+        return self.shelves[file.root != "library"]
 
     def remove(self, *hashes: str, public_only: bool = False) -> None:
         """Delete those thumbnails and previews that there are and that can be deleted."""
         for sha256 in hashes:
-            for shelf in self._shelves[: 1 if public_only else 2]:
+            for shelf in self.shelves[: 1 if public_only else 2]:
                 shelf.remove(sha256, THUMBNAIL)
             if not public_only:
                 self.previews.remove(sha256, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        for shelf in (*self._shelves, self.previews):
+        for shelf in (*self.shelves, self.previews):
             shelf.recover()
 
     def make(self, folder: Folder, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
@@ -7552,21 +7543,21 @@ class Thumbnails:
         one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the file cannot be opened or the thumbnail not stored.
         """
-        sha256, private = asset.sha256, file.root != "library"
+        sha256, shelf = asset.sha256, self.shelf(file)
 
         def make() -> Outcome:
-            if self.exists(sha256, private):
+            if shelf.exists(sha256):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self.previews.limit else (THUMBNAIL,)
             made = self._render(folder, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
-            self._shelves[private].store(sha256, THUMBNAIL, made[0])
+            shelf.store(sha256, THUMBNAIL, made[0])
             for preview in made[1:]:  # there is none without Pillow
                 self.previews.store(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{sha256} {private} {ahead}", make)
+        return self._once(f"{shelf.name(sha256)} {ahead}", make)
 
     def preview(
         self, folder: Folder, file: File, asset: Asset, rendition: Rendition
@@ -7913,7 +7904,7 @@ def open_picture(
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
     picture: Any = None
-    with contextlib.suppress(Exception):  # as in decode
+    with contextlib.suppress(OSError, ValueError, OverflowError, MemoryError):
         picture = read_odd_bmp(source)
     source.seek(0)
     if picture is None:
@@ -8424,20 +8415,36 @@ class SharedProgress:
 
 
 def repeat(
-    name: str, work: Callable[[], bool], wait: Callable[[float], None],
-    is_over: Callable[[], bool], pause: float = math.inf,
+    name: str, work: Callable[[], bool | None], wait: Callable[[float], object],
+    is_over: Callable[[], bool], *, pause: float = math.inf, first: float | None = None,
 ) -> None:  # fmt: skip
-    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly."""
-    left, retry = pause, TRY_AGAIN_SECONDS
-    while not is_over():
+    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly.
+
+    `first`: the seconds before the first time, if they are others.
+    """
+    left, retry = pause if first is None else first, TRY_AGAIN_SECONDS
+    while True:
         wait(left)
+        if is_over():
+            return
         try:
-            whole = work()
+            whole = work() is not False
         except Exception as error:  # one bad time must not be the last one
             warn(f"{name} stopped: {type(error).__name__}: {error}")
             whole = False
         left = pause if whole else min(pause, retry)
         retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+
+def start_repeating(
+    name: str, work: Callable[[], bool | None], pause: float, over: threading.Event
+) -> threading.Thread:
+    """Do some work now and every `pause` seconds, in a thread of its own, until it is `over`."""
+    times: Any = {"pause": pause, "first": 0}
+    loop = functools.partial(repeat, name, work, over.wait, over.is_set, **times)
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    return thread
 
 
 class Sight(NamedTuple):
@@ -8559,7 +8566,7 @@ class Renditions:
         facts, thumbnails = asset.facts, self.thumbnails
         if asset.thumbnail == 0 or facts is None:
             return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+        if asset.thumbnail == 1 and thumbnails.shelf(file).exists(asset.sha256):
             return Outcome.MADE
         if facts.kind not in thumbnails.kinds:
             return Outcome.IMPOSSIBLE
@@ -8626,7 +8633,7 @@ class Scanner:
     def _run(self, interval: float) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
             self._index.check()
-        repeat("the scan", self.scan, self._wait, lambda: self._stopping, interval)
+        repeat("the scan", self.scan, self._wait, lambda: self._stopping, pause=interval)
 
     def _renew_facts(self) -> None:
         """Probe all files again whose facts are of a program of another FACTS_VERSION."""
@@ -9282,7 +9289,6 @@ class Part(NamedTuple):
 
     name: str
     filename: str | None
-    content_type: str | None
 
 
 class Data(NamedTuple):
@@ -9402,7 +9408,7 @@ def _parse_part(block: bytes) -> Part:
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
         raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    return Part(disposition.name, disposition.filename, headers.get("content-type"))
+    return Part(disposition.name, disposition.filename)
 
 
 # -- Values with parameters --------------------------------------------------------------
@@ -10060,28 +10066,18 @@ class Deferred(NamedTuple):
 Answer = Response | Deferred
 
 
-class Exchange(Protocol):
+class Exchange(NamedTuple):
     """A request whose head was accepted: it takes its body in pieces and is answered once.
 
     What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
     interim: Sequence[tuple[str, str]]  # the fields of a 104 before the body; none: no 104
-
-    def feed(self, piece: memoryview) -> Answer | None:
-        """Take in content, which is good until this returns; an answer if it is refused."""
-
-    def pause(self) -> Answer | None:
-        """Let go of what is not needed while no more comes."""
-
-    def finish(self) -> Answer:
-        """Return the answer: the body is complete."""
-
-    def refuse(self, error: HTTPError) -> Response:
-        """Return the answer to a body that is none, or too slow."""
-
-    def abandon(self) -> None:
-        """Forget the request, whose client has gone away."""
+    feed: Callable[[memoryview], Answer | None]  # takes content, which is good until it returns
+    pause: Callable[[], Answer | None]  # lets go of what is not needed while no more comes
+    finish: Callable[[], Answer]  # the body is complete
+    refuse: Callable[[HTTPError], Response]  # the body is none, or too slow
+    abandon: Callable[[], None]  # the client has gone away
 
 
 class Buffers(threading.local):
@@ -10107,7 +10103,7 @@ IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
-    """What the selector waits for on a connection, and how long: see `Server.expire`."""
+    """What the selector waits for on a connection, and how long: see `Server._expire`."""
 
     event: int
     seconds: float
@@ -10838,10 +10834,10 @@ class Server(ThreadingHTTPServer):
             self.runner.step(Connection(sock, address[0], self), self._welcome)
 
     def _welcome(self, connection: Connection) -> State | None:
-        """Wait for a request on a new connection; 503 where there is no room."""
+        """Take the request on a new connection, or wait for it; 503 where there is no room."""
         connections = self.connections
         if connections.descriptors < connections.most_descriptors or connections.make_room():
-            return HEAD
+            return self._on_ready(connection) or HEAD  # it is here already, as a rule
         connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
         return self.runner.proceed(connection)
 
@@ -11572,7 +11568,7 @@ class ResumableUploads:
 
     def recover(self) -> frozenset[str]:
         """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
-        self._remove_expired()
+        self.remove_expired()
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
@@ -11583,17 +11579,11 @@ class ResumableUploads:
                 kept.append(upload.id)
         return frozenset(kept)
 
-    def _remove_expired(self) -> None:
+    def remove_expired(self) -> None:
         """Remove the uploads whose time has come, with their files."""
         for upload in self.rows.expired(time.time()):
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
-
-    def watch(self, stopping: threading.Event) -> None:
-        """Remove what expires, until `stopping`."""
-        while not stopping.wait(EXPIRY_SECONDS):
-            with contextlib.suppress(sqlite3.Error):
-                self._remove_expired()
 
 
 NO_UPLOAD = "There is no such upload, or it has expired."
@@ -12721,34 +12711,34 @@ class Application(Service):
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        answer = self.attempt(request, self.accept, request)
+        answer = self._attempt(request, self.accept, request)
         # What reads an empty body, too, has it whole.
         return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
+    def _attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
         try:
             outcome = step(*given)
         except Exception as error:
-            return self.refuse(request, error)
+            return self._refuse(request, error)
         if isinstance(outcome, Response):
             self.finish(request.head, outcome, request)
         elif isinstance(outcome, Deferred):
-            work = functools.partial(self.attempt, request, outcome.work)
-            refuse = functools.partial(self.refuse, request)
+            work = functools.partial(self._attempt, request, outcome.work)
+            refuse = functools.partial(self._refuse, request)
             return outcome._replace(work=work, refuse=refuse)
         return outcome
 
-    def refuse(self, request: Request, error: Exception) -> Response:
+    def _refuse(self, request: Request, error: Exception) -> Response:
         """Answer an error, and forget what has come of the request."""
-        self.abandon(request)
+        self._abandon(request)
         problem = as_http_error(error)
         log_refusal(request, problem)
         response = error_response(problem, request.family)
         self.finish(request.head, response, request)
         return response
 
-    def abandon(self, request: Request) -> None:
+    def _abandon(self, request: Request) -> None:
         """Forget what has come of a request that comes to nothing; count no use of its token."""
         counted, body, request.counted, request.body = request.counted, request.body, None, None
         with contextlib.suppress(sqlite3.Error):
@@ -12806,13 +12796,41 @@ class Application(Service):
         if item.body is not None:
             request.body = open_body(request, item.body, parameters)
             if request.body is not None:
-                return Accepted(self, request, item, parameters)
+                return self._exchange(request, request.body, item, parameters)
             if item.body.wrapper:
                 raise ValidationError(
                     FieldError("body", item.body.wrapper, "is required", "missing")
                 )
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
+
+    def _exchange(
+        self, request: Request, body: BodyReader, item: Route, parameters: Mapping[str, Any]
+    ) -> Exchange:
+        """Return the steps by which an accepted request takes in its body; each may answer it."""
+        attempt = functools.partial(self._attempt, request)
+        return Exchange(
+            interim=request.interim,
+            feed=functools.partial(attempt, body.feed),
+            pause=functools.partial(attempt, body.pause),
+            finish=functools.partial(attempt, self._answer, request, body, item, parameters),
+            refuse=functools.partial(self._refuse, request),
+            abandon=functools.partial(self._abandon, request),
+        )
+
+    def _answer(
+        self, request: Request, body: BodyReader, item: Route, parameters: Mapping[str, Any]
+    ) -> Answer:
+        """Answer a request whose body is complete."""
+        assert item.body is not None
+        request.fields = parse_form(request, item.body, body.finish())
+        response = item.handler(self.app, request, **parameters)
+        upload, request.upload, request.body = request.upload, None, None
+        if upload is not None:
+            with contextlib.suppress(OSError):  # its place is another one by now
+                upload.discard(undo=False)
+        request.counted = None  # it was worth its use
+        return response
 
     def _parse_fields(
         self, request: Request, item: Route, parameters: dict[str, str]
@@ -12991,49 +13009,6 @@ class Application(Service):
         if known is None or not allows(access, known, app.settings.read_auth_enabled):
             return None
         return known
-
-
-class Accepted(Exchange):
-    """A request of which only the body is to come: the application's Exchange."""
-
-    def __init__(
-        self, application: Application, request: Request, item: Route,
-        parameters: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        assert request.body is not None
-        self.interim = request.interim
-        self._application = application
-        self._request = request
-        self._item = item
-        self._parameters = parameters
-        self._body = request.body
-
-    def feed(self, piece: memoryview) -> Answer | None:
-        return self._application.attempt(self._request, self._body.feed, piece)
-
-    def pause(self) -> Answer | None:
-        return self._application.attempt(self._request, self._body.pause)
-
-    def finish(self) -> Answer:
-        return self._application.attempt(self._request, self._answer)
-
-    def _answer(self) -> Answer:
-        request, spec = self._request, self._item.body
-        assert spec is not None
-        request.fields = parse_form(request, spec, self._body.finish())
-        response = self._item.handler(request.app, request, **self._parameters)
-        upload, request.upload, request.body = request.upload, None, None
-        if upload is not None:
-            with contextlib.suppress(OSError):  # its place is another one by now
-                upload.discard(undo=False)
-        request.counted = None  # it was worth its use
-        return response
-
-    def refuse(self, error: HTTPError) -> Response:
-        return self._application.refuse(self._request, error)
-
-    def abandon(self) -> None:
-        self._application.abandon(self._request)
 
 
 def validators_of(thing: object) -> tuple[str, float | None]:
@@ -13560,7 +13535,7 @@ def thumbnail_response(
             outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
-            data = app.thumbnails.read(asset.sha256, file.root != "library")
+            data = app.thumbnails.shelf(file).read(asset.sha256)
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
@@ -14909,19 +14884,24 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
+def whose_shares(principal: Principal) -> tuple[int | None, bool]:
+    """Whose links may be listed and ended, and whether all: without an account who may write."""
+    if principal.user_id is None:
+        require(WRITE, principal, True)
+    return principal.user_id, principal.is_admin
+
+
 @route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
-    principal = request.principal
-    shares = app.index.shares.all(time.time(), principal.user_id, principal.is_admin)
+    shares = app.index.shares.all(time.time(), *whose_shares(request.principal))
     return json_response([share_json(request, share) for share in shares])
 
 
 @route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
-    principal = request.principal
-    existing(app.index.shares.remove(id, principal.user_id, principal.is_admin))
+    existing(app.index.shares.remove(id, *whose_shares(request.principal)))
     return Response(204)
 
 
@@ -15249,16 +15229,10 @@ def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
     return remove_for_good(app, folder, forget)
 
 
-def empty_trash_daily(app: App, stopping: threading.Event) -> None:
-    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
-    while True:
-        try:
-            if app.index.trash.is_clock_steady(now := time.time()):
-                empty_trash(app, now - app.settings.trash_days * 86400)
-        except (OSError, sqlite3.Error) as error:
-            warn(f"the trash is not emptied yet: {error}")
-        if stopping.wait(TRASH_SECONDS):
-            return
+def empty_old_trash(app: App) -> None:
+    """Remove what was deleted TRASH_DAYS ago, unless the clock has just jumped."""
+    if app.index.trash.is_clock_steady(now := time.time()):
+        empty_trash(app, now - app.settings.trash_days * 86400)
 
 
 def is_trash_of(request: Request, trashed: Trashed) -> bool:
@@ -15788,8 +15762,9 @@ def log_request(
 # The document is made of the route declarations. An answer's words begin with what its content
 # is: a type, or several with `or` between them; a colon and a description may follow. Types are
 # those of CONTENTS, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
-# `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
-# properties, each with its type after a colon (none: a string) and `~` where it may be missing.
+# `[]` is a list of it, `{}` an object with one at each key and `|` between several. An object's
+# shape is its properties, each with its type after a colon (none: a string) and `~` where it may
+# be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
@@ -15881,11 +15856,11 @@ SENT_TYPES = {
 COMMON_ERRORS = (
     "400", "401", "403", "404", "411", "412", "413", "415", "416", "429", "503", "507", "default",
 )  # fmt: skip
-FAMILY_ERRORS: Mapping[str, tuple[str, ...]] = {  # their types; the others' is Error
-    "accounts-400": ("strings{}", "Error", "Refusal"),
-    "files-400": ("Error", "strings{}"),
-    "entities-422": ("ValidationError",),
-    "files-422": ("ValidationError",),
+FAMILY_ERRORS: Mapping[str, str] = {  # their types; the others' is Error
+    "accounts-400": "strings{}|Error|Refusal",
+    "files-400": "Error|strings{}",
+    "entities-422": "ValidationError",
+    "files-422": "ValidationError",
 }
 SECURITY_SCHEMES = {
     "bearer": {
@@ -15912,6 +15887,8 @@ def parse_type(text: str, name: str = "") -> dict[str, Any]:
     >>> parse_type("boolean?"), parse_type("Item[]")["items"]
     ({'type': ['boolean', 'null']}, {'$ref': '#/components/schemas/Item'})
     """
+    if "|" in text:
+        return {"anyOf": [parse_type(each) for each in text.split("|")]}
     if text.endswith("?"):
         return widen(parse_type(text[:-1], name), "null")
     if text.endswith("[]"):
@@ -16049,29 +16026,25 @@ def describe_answers(item: Route) -> dict[str, Any]:
         for name in names.split(" or ") if names else ():
             kinds.add(name)
             about.setdefault("content", {}).update(describe_content(name))
-    if kinds & RANGED:
-        answers["206"] = reference("responses", "206")
-    if kinds & CACHED:
-        answers["304"] = reference("responses", "304")
-    for error in find_errors(item, bool(kinds & RANGED)):
-        special = f"{item.family}-{error}"
-        answers.setdefault(
-            error, reference("responses", special if special in FAMILY_ERRORS else error)
-        )
+    for key in find_common(item, kinds):
+        own = f"{item.family}-{key}"
+        answers.setdefault(key, reference("responses", own if own in FAMILY_ERRORS else key))
     return answers
 
 
-def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
-    """Yield the statuses of the errors that a route's declaration lets happen."""
+def find_common(item: Route, kinds: Set[str]) -> Iterator[str]:
+    """Yield the statuses of what routes have in common that one's declaration lets happen."""
     yield from ("400", "401", "503", "default")
+    if kinds & CACHED:
+        yield "304"
     if item.access is not OPEN:
         yield "403"
     if "{" in item.path:
         yield "404"
     if item.body:
         yield from ("411", "413", "415", "429", "507")
-    if is_ranged:
-        yield from ("412", "416")
+    if kinds & RANGED:
+        yield from ("206", "412", "416")
     if item.before and item.method in CHANGING_METHODS:
         yield "412"
     if f"{item.family}-422" in FAMILY_ERRORS:
@@ -16086,9 +16059,7 @@ def describe_common() -> dict[str, Any]:
     }
     for key in (*COMMON_ERRORS, *FAMILY_ERRORS):
         said = _REASONS[int(key[-3:])] if key[-3:].isdigit() else "Anything else that is wrong"
-        schemas = [parse_type(name) for name in FAMILY_ERRORS.get(key, ("Error",))]
-        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-        content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
+        content = describe_content(FAMILY_ERRORS.get(key, "Error"))
         answers[key] = {"description": said, "content": content}
     return answers
 
@@ -17205,6 +17176,7 @@ dialog { border: 0; color: inherit }
 #login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
 #login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+.error.good { color: var(--soft) }
 
 #viewer { position: fixed; inset: 0; width: 100%; height: 100dvh; max-width: none; padding: 0 }
 #viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
@@ -17347,7 +17319,10 @@ function say(id, text, isBad = false) {
 
 function notify(text, isBad) {
   const inDialog = document.querySelector("#login[open] .error");
-  if (inDialog) { inDialog.textContent = text; return; }
+  if (inDialog) {
+    Object.assign(inDialog, {textContent: text, className: isBad ? "error" : "error good"});
+    return;
+  }
   if (shown && text) $("view").querySelector("h2").textContent = text;
   say("notice", text, isBad);
   clearTimeout(noticeTimer);
@@ -17550,7 +17525,7 @@ const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAM
   LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", groups: [], folders: [], cameras: [], albums: [], path: [],
-  read_only: true};
+  read_only: true, max_upload_bytes: Infinity};
 let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
@@ -17622,6 +17597,7 @@ function takeList(value, again) {
     if (known?.tag === tag) return known;
     return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
   });
+  isNew = true;  // what has the focus may be gone
   if (!again) clearTiles();
   drawHeader();
   layout();
@@ -17707,7 +17683,7 @@ function place() {
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by their keys
-let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0, isNew = false;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -17729,20 +17705,22 @@ function drawNow() {
   lastWanted = null;
   for (const group of groups) {
     const isInView = group.top < to && group.top + group.height > from;
-    if (isInView) drawGroup(group, from, to, fast, wanted);
+    if (isInView) drawGroup(group, {from, to, fast, wanted});
   }
   for (const [key, element] of tiles) {
-    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    const hasFocus = !isNew && element.contains(document.activeElement);
+    if (wanted.has(key) || hasFocus) continue;
     element.querySelector("img")?.removeAttribute("src");
     element.remove();
     tiles.delete(key);
   }
+  isNew = false;
   moveHandle();
   clearTimeout(keeping);
   keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
 }
 
-function drawGroup(group, from, to, fast, wanted) {
+function drawGroup(group, {from, to, fast, wanted}) {
   const head = want(`${group.key} head ${group.count}`, wanted, () =>
     h("h2", {}, titleOf(group.key), h("small", {}, NUMBER.format(group.count))));
   Object.assign(head.style, {top: `${group.top}px`, insetInlineStart: `${group.left}px`,
@@ -17796,7 +17774,8 @@ function drawTile(key, item) {
     {href: addressOf({group: key, item: keyOf(item)}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
-    run(group, group.items.findIndex((each) => keyOf(each) === keyOf(item)), ...more);
+    const place = group.items.findIndex((each) => keyOf(each) === keyOf(item));
+    run({group, place}, ...more);
   };
   const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
   pick.className = "pick";
@@ -17838,25 +17817,28 @@ function wordsFor(item) {
 }
 
 // Arrow keys go from tile to tile.
-async function moveFocus(group, place, event) {
-  const row = rowOf(group, place)?.[1] || 1;
+async function moveFocus(from, event) {
+  const row = rowOf(from)?.[1] || 1;
   const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
   if (!step) return;
   event.preventDefault();
-  const there = await neighbour(group, place, step);
+  const there = await neighbour(from, step);
   if (!there) return;
-  reveal(there.group, there.place);
+  reveal(there);
   drawNow();
-  tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
+  tiles.get(tileKey(there))?.firstChild.focus();
 }
 
-const rowOf = (group, place) => group.rows.find(([first, count]) => place < first + count);
+// Where an item is: in which group, and there in which place.
+const itemAt = ({group, place}) => group.items[place];
+const tileKey = (there) => `${there.group.key}/${keyOf(itemAt(there))}`;
+const rowOf = ({group, place}) => group.rows.find(([first, count]) => place < first + count);
 
 // Scroll so that an item is in view.
-function reveal(group, place) {
-  const row = rowOf(group, place);
+function reveal(there) {
+  const row = rowOf(there);
   if (!row) return;
-  const top = $("grid").offsetTop + group.top + row[2];
+  const top = $("grid").offsetTop + there.group.top + row[2];
   const covered = $("bar").offsetHeight + 8;
   if (top < window.scrollY + covered) window.scrollTo(0, top - covered - HEAD);
   else if (top + row[3] > window.scrollY + window.innerHeight) {
@@ -17865,7 +17847,7 @@ function reveal(group, place) {
 }
 
 // The item some steps away, its group loaded if need be.
-async function neighbour(group, place, step) {
+async function neighbour({group, place}, step) {
   let there = place + step, number = groups.indexOf(group);
   while (there < 0 || there >= groups[number].count) {
     if (there < 0) {
@@ -18118,7 +18100,7 @@ function showEmpty(symbol, title, how, action = "") {
 function showLocked() {
   listTag = "";
   say("state", "");
-  takeList(NO_LIST);
+  takeList({...NO_LIST, read_only: !uploadToken});
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
@@ -18186,7 +18168,7 @@ bar.onlostpointercapture = () => bar.classList.remove("held");
 
 let lastPick = null;
 
-function togglePick(group, place, range) {
+function togglePick({group, place}, range) {
   const on = !picked.has(keyOf(group.items[place]));
   const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
   for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
@@ -18264,8 +18246,7 @@ const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format
 
 // Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
-  const next = shown && (await neighbour(shown.group, shown.place, 1)
-    || await neighbour(shown.group, shown.place, -1));
+  const next = shown && (await neighbour(shown, 1) || await neighbour(shown, -1));
   for (const item of items) {
     const answer = await call(...callOf(item));
     if (answer.status !== 404) await check(answer);
@@ -18321,26 +18302,24 @@ async function openLinked(key, wanted) {
     shown = {group, place: at};
   } else {
     pushed = false;
-    show(group, at);
+    show({group, place: at});
   }
 }
 
-const shownItem = () => shown.group.items[shown.place];
-
 // The address of an item of a group, or of none.
-const addressTo = (there) => addressOf(
-  there ? {group: there.group.key, item: keyOf(there.group.items[there.place])} : {});
+const addressTo = (there) =>
+  addressOf(there ? {group: there.group.key, item: keyOf(itemAt(there))} : {});
 
-function openItem(group, place) {
-  history.pushState(null, "", addressTo({group, place}));
+function openItem(there) {
+  history.pushState(null, "", addressTo(there));
   pushed = true;
-  show(group, place);
+  show(there);
 }
 
-function show(group, place) {
-  const item = group.items[place];
-  shown = {group, place};
-  lastShown = `${group.key}/${keyOf(item)}`;
+function show(there) {
+  const item = itemAt(there);
+  shown = there;
+  lastShown = tileKey(there);
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -18348,8 +18327,8 @@ function show(group, place) {
   (buttons.find((each) => each.title === focused) || $("view")).focus();
   document.title = nameOf(item);
   for (const step of [1, -1]) {
-    neighbour(group, place, step).then((there) => {
-      const near = there && there.group.items[there.place];
+    neighbour(there, step).then((next) => {
+      const near = next && itemAt(next);
       if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
     });
   }
@@ -18430,11 +18409,11 @@ async function listVersions(item, place) {
 
 async function go(step) {
   const from = shown;
-  const there = await neighbour(from.group, from.place, step);
+  const there = await neighbour(from, step);
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
   history.replaceState(null, "", addressTo(there));
-  show(there.group, there.place);
+  show(there);
 }
 
 function closeShown() {
@@ -18447,14 +18426,14 @@ function closeShown() {
 
 function closeViewer() {
   if (!shown) return;
-  const {group, place} = shown;
+  const there = shown;
   shown = null;
   stopSlideshow();
   if (document.fullscreenElement) document.exitFullscreen();
   $("viewer").replaceChildren();
   $("viewer").close();
   document.title = placeName();
-  reveal(group, place);
+  reveal(there);
   drawNow();
   tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
 }
@@ -18462,7 +18441,7 @@ function closeViewer() {
 function toggleFacts() {
   factsOpen = !factsOpen;
   $("facts")?.remove();
-  if (factsOpen) $("viewer").append(drawFacts(shownItem()));
+  if (factsOpen) $("viewer").append(drawFacts(itemAt(shown)));
 }
 
 function stopSlideshow() {
@@ -18472,18 +18451,20 @@ function stopSlideshow() {
 
 function toggleSlideshow() {
   if (slideshow) stopSlideshow();
-  else slideshow = setInterval(() => shown && shownItem()[KIND] === "image" && go(1), 4000);
-  show(shown.group, shown.place);
+  else slideshow = setInterval(() => shown && itemAt(shown)[KIND] === "image" && go(1), 4000);
+  show(shown);
 }
 
 const toggleFull = () =>
   document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
 
 async function copy(url) {
-  if (navigator.clipboard) {
+  try {
     await navigator.clipboard.writeText(url);
     notify(t("copied"));
-  } else window.prompt(t("link"), url);
+  } catch {  // there is none over http, or it may not be used
+    window.prompt(t("link"), url);
+  }
 }
 
 $("viewer").addEventListener("cancel", instead(closeShown));
@@ -18493,7 +18474,7 @@ document.addEventListener("keydown", (event) => {
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow,
-    Delete: () => removal(shownItem()) && deleteAll([shownItem()]),
+    Delete: () => removal(itemAt(shown)) && deleteAll([itemAt(shown)]),
   }[event.key];
   if (!run) return;
   event.preventDefault();
@@ -19143,14 +19124,16 @@ def usable_places(settings: Settings) -> Iterator[None]:
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
     file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
-        file.close()
-        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
-        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
-        raise SettingError("DATABASE_DIR", problem) from None
+    with undoing(file.close):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+            stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+            problem = f"another mediaserver is running on {settings.database_dir}{stop}"
+            raise SettingError("DATABASE_DIR", problem) from None
+        except OSError as error:  # a share that knows no locks
+            raise OSError(error.errno, error.strerror, str(settings.database_dir)) from None
     with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
         file.truncate(0)
         file.write(b"%d\n" % os.getpid())
@@ -19743,18 +19726,17 @@ class BackupCopier(Copier):
 @contextlib.contextmanager
 def held_folder(path: Path) -> Iterator[None]:
     """A folder, made if it is not there, that no other backup is made in meanwhile."""
-    try:
-        path.mkdir(0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise Refusal(f"{path} cannot be used: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as cleanup:
+        try:
+            path.mkdir(0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            cleanup.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal(f"another backup to {path} is under way") from None
+        except OSError as error:
+            raise Refusal(f"{path} cannot be used: {error.strerror}") from None
         yield
-    except BlockingIOError:
-        raise Refusal(f"another backup to {path} is under way") from None
-    finally:
-        os.close(descriptor)
 
 
 def backups_in(folder: Path, suffix: str = "") -> list[Path]:
@@ -20292,9 +20274,7 @@ SOURCE_TABLES = (
 Row = dict[str, Any]
 MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
-
-
-HINT = "--into library takes in a folder's files alone"
+FILES_ALONE = "--into library takes in a folder's files alone"
 
 
 def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Result]]]:
@@ -20309,7 +20289,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(folder, name) for name in sorted(files)):
-            if (read := readers.get(path.suffix)) and path.is_file():
+            if (read := readers.get(path.suffix.lower())) and path.is_file():
                 try:
                     for table, row in read(path):
                         if table in tables:
@@ -20318,7 +20298,7 @@ def read_tables(source: Path) -> tuple[dict[str, list[Row]], list[tuple[str, Res
                             name = f"table {table} of {path.relative_to(source)}"
                             others.setdefault(name, []).append(row)
                 except (OSError, sqlite3.Error) as error:
-                    raise Refusal(f"{path} cannot be read: {error}; {HINT}") from None
+                    raise Refusal(f"{path} cannot be read: {error}; {FILES_ALONE}") from None
     told = []
     for table, rows in others.items():
         result = Result("left", f"rows that have no place here: {len(rows)}")
@@ -20363,17 +20343,18 @@ def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
     with open(path, "rb") as file:
         text = file.read(MAX_DUMP_BYTES + 1)
     try:
-        items = json.loads(text) if len(text) <= MAX_DUMP_BYTES else None
-        is_read = items is not None
+        items = json.loads(text if len(text) <= MAX_DUMP_BYTES else b"")
     except (ValueError, RecursionError):
-        is_read = False
-    if not is_read and b'"model"' in text[:1000]:
-        raise Refusal(f"{path} looks like a dump, but cannot be read, or is too large; {HINT}")
-    for item in items if is_read and isinstance(items, list) else ():
-        if isinstance(item, dict) and isinstance(fields := item.get("fields", {}), dict):
-            row = {"id": item.get("pk"), **fields, "collection_id": fields.get("collection")}
-            if "model" in item:
-                yield str(item["model"]).replace(".", "_"), row
+        if b'"model"' not in text[:1000]:
+            return
+        problem = f"{path} looks like a dump, but cannot be read, or is too large"
+        raise Refusal(f"{problem}; {FILES_ALONE}") from None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and "model" in item:
+            fields = item.get("fields")
+            row = {"id": item.get("pk"), **(fields if isinstance(fields, dict) else {})}
+            row["collection_id"] = row.get("collection")
+            yield str(item["model"]).replace(".", "_"), row
 
 
 def read_time(value: object) -> float:
@@ -20604,7 +20585,7 @@ def choose_destination(
     """Return where a folder goes; what might be private is not made public by a guess."""
     for what, (word, _) in others:
         if word == "failed":
-            raise Refusal(f"{what} has accounts that are none of media_handler's; {HINT}")
+            raise Refusal(f"{what} has accounts that are none of media_handler's; {FILES_ALONE}")
     if family in RECORDS:
         raise Refusal(f"there is no database of media_handler or CoLAN's media store in {source}")
     with os.scandir(source) as entries:
@@ -20708,15 +20689,11 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
-        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
-        while not over.wait(self.interval):
-            try:
-                if is_well(self.interval):
-                    self._seen[number] = time.monotonic()
-                    self.report()
-            except Exception as error:
-                warn(f"the watchdog: {error}")
+    def check(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Note that a worker is well, if it is, and tell systemd."""
+        if is_well(self.interval):
+            self._seen[number] = time.monotonic()
+            self.report()
 
     def report(self) -> None:
         """Tell systemd that all workers are well, if they have been lately."""
@@ -20953,22 +20930,23 @@ def run_server(
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
-    over = threading.Event()
+    over, threads = threading.Event(), list[threading.Thread]()
     if watchdog.interval:
-        check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
-    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
+        check = functools.partial(watchdog.check, number, functools.partial(is_well, server, app))
+        threads.append(start_repeating("the watchdog", check, watchdog.interval, over))
     if number == 0 and not settings.read_only:
         app.scanner.start(settings.rescan_interval)
-        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
+        expire = app.uploads.remove_expired
+        threads.append(start_repeating("old uploads", expire, EXPIRY_SECONDS, over))
         if settings.trash_days:
-            emptying.start()
+            empty = functools.partial(empty_old_trash, app)
+            threads.append(start_repeating("emptying the trash", empty, TRASH_SECONDS, over))
     server.serve_forever()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     over.set()
     app.scanner.stop()
-    if emptying.is_alive():
-        emptying.join(SCANNER_STOP_SECONDS)
+    for thread in threads:  # closing a connection that another thread uses crashes SQLite
+        thread.join(SCANNER_STOP_SECONDS)
     app.index.close()
     return listener.fileno() >= 0
 

@@ -271,8 +271,8 @@ BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name no
 
 
 def bearer(**claims: Any) -> dict[str, str]:
-    """The header of an access token with these claims."""
-    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 7, **claims}
+    """The header of an access token with these claims, of an account that is not here."""
+    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 10**9 + 7, **claims}
     return {"Authorization": f"Bearer {ms.sign_jwt(full, JWT_KEY)}"}
 
 
@@ -842,6 +842,14 @@ def test_another_program_s_database_is_no_index_and_stays_as_it_is(tmp_path, com
     assert (ended.returncode, "another program's" in ended.stderr) == (2, True)
     assert theirs.read_bytes() == before
     assert not {path.name for path in tmp_path.iterdir()} - {"x", theirs.name}
+
+
+def test_a_folder_that_knows_no_locks_is_not_told_as_another_server(tmp_path, monkeypatch):
+    settings = ms.load_settings({"storage_dir": str(tmp_path)}, {}, {})
+    ms.make_folders(settings)
+    monkeypatch.setattr(ms.fcntl, "flock", failing(ms.fcntl.flock, OSError(errno.ENOLCK, "none")))
+    with pytest.raises(ms.SettingError, match="cannot be used: none"), ms.usable_places(settings):
+        ms.lock_data_dir(settings)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -1932,7 +1940,7 @@ REFUSED = [
     ("POST", "/upload?token=1.x", {}, "127.0.0.1 anonymous POST /upload: 401 ", True),
     ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
     ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
-    ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
+    ("GET", "/metrics", bearer(), "127.0.0.1 user:1000000007 GET /metrics: 403 ", False),
     ("POST", "/session?token={}", {}, "uploader POST /session: 403 ", False),
     ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
     ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
@@ -3727,6 +3735,20 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_content_is_locked_for_every_process_by_a_file_that_stays(tmp_path):
+    folder = ms.Folder("data", tmp_path, make=True, buffers=ms.WriteBuffers())
+    now = fcntl.LOCK_EX | fcntl.LOCK_NB
+    with folder.content_lock("ab" * 32):
+        inode = (tmp_path / "locks/ab").stat().st_ino
+        with (tmp_path / "locks/ab").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, now)
+        with folder.content_lock("cd" * 32):
+            pass  # another content is stored meanwhile
+    with folder.content_lock("ab" * 32), (tmp_path / "locks/cd").open() as lock:
+        assert (tmp_path / "locks/ab").stat().st_ino == inode
+        fcntl.flock(lock, now)
+
+
 # -- S3
 
 S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
@@ -4377,7 +4399,7 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     thumbnails.remove(sha256)
     if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    return Image.open(io.BytesIO(thumbnails.read(sha256)))
+    return Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256)))
 
 
 def try_thumbnail(
@@ -4671,7 +4693,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
     quadrants(pillow).save(tmp_path / name, **secret)
     assert make(thumbnails, tmp_path / name) is not None
-    png = thumbnails.read(SHA)
+    png = thumbnails.shelves[0].read(SHA)
     kinds, at = set(), 8
     while at < len(png):
         length, kind = struct.unpack_from(">I4s", png, at)
@@ -4932,7 +4954,7 @@ def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, mon
     def told(*, ahead: bool) -> int:
         thumbnails.remove(SHA)
         assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
-        return int(thumbnails.read(SHA))
+        return int(thumbnails.shelves[0].read(SHA))
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(told, ahead=True)
@@ -4976,7 +4998,7 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
             os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
-    assert all(thumbnails.exists(f"{number:064x}") for number in range(3))
+    assert all(thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3))
     stop_host(thumbnails, host)
 
 
@@ -5027,7 +5049,7 @@ def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path
     thumbnails = thumbnails_in(tmp_path)
     fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
     thumbnails.recover()
-    assert not thumbnails.exists(SHA)
+    assert not thumbnails.shelves[0].exists(SHA)
     assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
@@ -5554,7 +5576,7 @@ def test_work_that_was_not_whole_is_tried_again_later_each_time(capsys, pause, w
         if not results:
             results.append(True)
 
-    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause)
+    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause=pause)
     assert waited == waits
     assert capsys.readouterr().err == "mediaserver: the work stopped: ValueError: broken\n"
 
@@ -5675,7 +5697,7 @@ def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp
     with ms.opened_app(settings) as app:
         assert not app.thumbnails.upload_at[0]
         begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
-        assert isinstance(begun, ms.Accepted)
+        assert isinstance(begun, ms.Exchange)
         begun.abandon()
         assert app.thumbnails.upload_at[0]
 
@@ -5953,7 +5975,7 @@ def test_the_limits_of_a_chunked_body_do_not_depend_on_its_pieces(
 
 # -- Multipart bodies
 
-Parts = list[tuple[str, "str | None", "str | None", bytes]]
+Parts = list[tuple[str, "str | None", bytes]]
 
 
 def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
@@ -5970,7 +5992,7 @@ def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
                 content += event.data
             else:
                 assert content is not None
-                parts.append((part.name, part.filename, part.content_type, bytes(content)))
+                parts.append((part.name, part.filename, bytes(content)))
                 content = None
     parser.finish()
     return parts
@@ -5990,9 +6012,9 @@ FORM = (
     b"--AaB03x--"
 )
 FORM_PARTS: Parts = [
-    ("field1", None, None, b"Joe"),
-    ("pics", "file1.gif", "image/gif", LOOKALIKES),
-    ("a", None, None, b""),
+    ("field1", None, b"Joe"),
+    ("pics", "file1.gif", LOOKALIKES),
+    ("a", None, b""),
 ]
 
 
@@ -6014,7 +6036,7 @@ def test_random_forms_come_back_as_they_were() -> None:
             content = b"".join(rng.choices(words, k=rng.randrange(30)))
             while re.search(rb"\r\n--%s(--|[ \t]*\r\n)" % re.escape(boundary), content + b"\r\n"):
                 content = content.replace(boundary, b"", 1)
-            parts.append((f"n{number}", None, None, content))
+            parts.append((f"n{number}", None, content))
             body += b"--%s\r\nContent-Disposition: form-data; name=n%d\r\n\r\n%s\r\n" % (
                 boundary, number, content,
             )  # fmt: skip
@@ -7287,8 +7309,10 @@ def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
 
 def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
     waiting = [Raw(bare_server) for _ in range(3)]
-    for raw in waiting:
+    for raw in waiting[:2]:
         raw.send(get_line("/wait"))
+    wait_until(lambda: bare_server.connections.in_flight == 2)
+    waiting[2].send(get_line("/wait"))
     refused = waiting[2].answer()
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
     bare_server.service.going_on.set()
@@ -7589,6 +7613,23 @@ def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage
     assert User(running).id > user.id
     running.stop()
     assert "Traceback" not in running.log
+
+
+def test_damage_that_is_met_while_a_start_puts_things_in_order_sets_the_index_aside(
+    settings_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ms, "CHECK_BYTES", 0)  # as a large one, which is not checked before
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    settings, _ = ms.with_secrets(settings)
+    with contextlib.closing(ms.open_index(settings.database_url)) as index:
+        page = index.value("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
+    with settings.database_url.open("r+b") as file:
+        os.pwrite(file.fileno(), os.urandom(4096), (page - 1) * 4096)
+    ms.recover(settings, ms.Thumbnails())
+    assert len(list(settings.database_dir.glob("index.sqlite3.damaged-*Z"))) == 1
+    with contextlib.closing(ms.open_index(settings.database_url)) as index:
+        assert index.get_meta("recovered") == "1"
 
 
 def an_account() -> dict[str, str]:
@@ -8147,7 +8188,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
             "accounts": (200, lambda: get_line("/api/media/media/")),
         }
         found = {
-            name: [run(make(), status) for _ in range(3)][-1]
+            name: min(run(make(), status) for _ in range(4))  # garbage may be collected in one
             for name, (status, make) in ways.items()
         }
     assert found.keys() == most.keys()
@@ -8882,7 +8923,7 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     running = start(reserve_bytes="0")
     user, stored = User(running), running.upload(png()).json
     key = user.upload(png())[1]["id"]
-    entity = Entities(running).create()["id"]
+    entity, trashed = (Entities(running).create()["id"] for _ in range(2))
     running.scanned()
     ballast = fill_up(place)
     assert send_everywhere(running, png_of(500_000), user.headers) == {507}
@@ -8892,7 +8933,11 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     assert running.get("/media").json["count"] == len(running.listed()) == 1
     assert running.get(f"/image/{stored['sha256']}").status == 200
     assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
+    Entities(running).patch(trashed, is_deleted=True)
+    assert user.call("DELETE", f"/trash/{key}")[0] == 204
+    assert running.request("DELETE", f"/trash/{trashed}", headers=OWNER).status == 204
     assert running.request("DELETE", f"/entity/{entity}", headers=OWNER).status == 200
+    assert not [*user.files(), *(running.data / "entities").rglob("*.png")]
     assert running.request("DELETE", f"/media/{stored['filename']}", headers=OWNER).status == 200
     assert not list(place.glob("media/*.png"))
     running.stop()
@@ -9785,7 +9830,7 @@ def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(s
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
     shown = [line for line in lines if line["status"] == 200 and line["path"] in paths]
     shown_to = Counter(line["principal"] for line in shown)
-    assert shown_to == {"owner": 12, "token 7": 12, "view": 12}
+    assert shown_to == {"owner": 12, "token 1000000007": 12, "view": 12}
     content = png()
     (running.data / "images/mine.png").write_bytes(content)
     assert running.get("/image/mine.png", **OWNER).body == content
@@ -10513,6 +10558,7 @@ ITEM = {"model": "media_handler.media", "pk": 1}
         ([{**ITEM, "fields": {"name": "x"}}], 1, "failed\tmedia 1\tits row is not understood"),
         ([{"model": "media_handler.media", "fields": {}}], 1, "failed\tmedia None"),
         ([ITEM], 1, "failed\tmedia 1\tits row is not understood"),
+        ([{**ITEM, "fields": ["x"]}], 1, "failed\tmedia 1\tits row is not understood"),
         ([{"model": "auth.group", "pk": 3, "fields": {}}], 0, "left\ttable auth_group"),
         ({"django_migrations": [{"id": 1}], "empty_ones": []}, 0, "left\ttable django_m"),
         (b"", 0, "left\tother.png\tno record names it"),
@@ -10520,7 +10566,9 @@ ITEM = {"model": "media_handler.media", "pk": 1}
         (b'[{"model": "auth.user", ' + b" " * 2000, 1, "looks like a dump, but cannot be read"),
     ],
 )  # fmt: skip
-def test_an_import_from_a_database_says_what_it_leaves_out_and_why(tmp_path, more, status, told):
+def test_an_import_from_a_database_says_what_it_leaves_out_and_why(
+    tmp_path, capsys, more, status, told
+):
     source = tmp_path / "old"
     media_handler(source, "databases")
     if isinstance(more, dict):
@@ -10533,11 +10581,9 @@ def test_an_import_from_a_database_says_what_it_leaves_out_and_why(tmp_path, mor
         (source / "other.png").write_bytes(png())
         fill(source, {"static/a/b.svg": b"<svg/>", "static/c.svg": b"<svg/>", "x/y.py": b"x"})
     (tmp_path / "new").mkdir()
-    run = run_program("import", source, "--storage_dir", tmp_path / "new", cwd=tmp_path)
-    said = run.stdout + run.stderr
+    said = run_here("import", source, "--storage_dir", tmp_path / "new", status=status)
+    said += capsys.readouterr().err
     assert told in said, said
-    assert "Traceback" not in said
-    assert run.returncode == status
     assert ("static/\t2 files, no record names it" in said) == (more == b"")
     assert "x/" not in said
 
@@ -10545,10 +10591,10 @@ def test_an_import_from_a_database_says_what_it_leaves_out_and_why(tmp_path, mor
 @pytest.mark.parametrize("into", [(), ("--into", "entities")])
 def test_a_folder_with_accounts_of_another_kind_is_made_public_by_no_guess(tmp_path, into):
     fill(tmp_path, {"old/a/b.png": png(), "new/c.png": png()})
-    make_database(tmp_path / "old/db.sqlite3", {"auth_user": [ACCOUNT]})
+    make_database(tmp_path / "old/DB.SQLITE3", {"auth_user": [ACCOUNT]})
     run = run_program("import", "old", *into, "--storage_dir", "new", cwd=tmp_path)
     assert (run.returncode, run.stdout) == (1, "")
-    assert "table auth_user of db.sqlite3 has accounts" in run.stderr
+    assert "table auth_user of DB.SQLITE3 has accounts" in run.stderr
 
 
 def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
@@ -11117,6 +11163,14 @@ def test_an_upload_lies_in_the_users_folder_and_is_served_to_those_who_may(serve
     names = [django.upload(png(), "../x/same.png")[1]["storage_path"][19:] for _ in range(3)]
     assert names == ["same.png", "same_1.png", "same_2.png"]
     assert django.upload(wav(), "x.png")[1]["type"] == "audio"  # the content says so
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/", " ", "\x85", "%0A", "." * 300])
+def test_a_file_whose_name_leaves_nothing_has_one(server, jane, name):
+    sent = server.send_file("POST", "/api/media/media/", png(), name, jane.headers)
+    assert (sent.status, sent.json["name"]) == (201, "file"), sent.json
+    assert re.fullmatch(r"uploads/\d{4}/\d\d/\d\d/file(_\d+)?", sent.json["storage_path"])
+    assert re.match(r"file.*\.png$", server.store(png(), name).json["stored_as"])
 
 
 @pytest.mark.parametrize(
@@ -12789,17 +12843,23 @@ def test_expired_uploads_leave_nothing(start):
         assert db.execute("SELECT count(*) FROM upload").fetchone() == (0,)
 
 
-def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(ms, "EXPIRY_SECONDS", 0.01)
+def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, capsys):
     index = ms.open_index(tmp_path / "index")
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     uploads = ms.ResumableUploads(index, {"images": folder}, 0)
     head = ms.parse_upload_head(headers(tus_resumable="1.0.0", upload_length="5"))
     uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
-    stopping = threading.Event()
-    watching = threading.Thread(target=uploads.watch, args=(stopping,))
-    watching.start()
+    monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0.01)
+    stopping, faults = threading.Event(), [KeyError("x"), OSError("y")]
+
+    def remove() -> None:
+        if faults:
+            raise faults.pop()
+        uploads.remove_expired()
+
+    watching = ms.start_repeating("old uploads", remove, 0.01, stopping)
     wait_until(lambda: not left_arriving(tmp_path), "the end of the upload")
+    assert capsys.readouterr().err.count("mediaserver: old uploads stopped: ") == 2
     stopping.set()
     watching.join(DEADLINE)
     assert uploads.rows.unfinished() == []
@@ -13031,6 +13091,21 @@ def test_links_are_listed_ended_and_end_by_themselves(wedding):
         values = {"kind": "folder", "target": "a"}
         assert wedding.call("POST", "/shares", values, headers)[0] == (403 if headers else 401)
     assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
+
+
+@pytest.mark.parametrize(("permission", "status"), [("read", 403), ("write", 200)])
+def test_a_token_of_no_account_sees_the_owner_s_links_only_if_it_may_write(
+    start, tmp_path, permission, status
+):
+    running = start(public_key_path=write_pem(tmp_path / "key.pem"))
+    running.upload(content := png())
+    made = share(running, kind="file", target=sha256(content))
+    claims = {"exp": time.time() + 60, "permissions": [f"media_store_{permission}"]}
+    headers = {"Authorization": f"Bearer {es256(claims)}"}
+    assert running.call("GET", "/shares", headers=headers)[0] == status
+    ended = running.call("DELETE", f"/shares/{made['id']}", headers=headers)[0]
+    assert ended == (204 if status == 200 else 403)
+    assert len(running.call("GET", "/shares", headers=OWNER)[1]) == (status != 200)
 
 
 def test_a_link_to_more_than_it_lists_says_so(start):
@@ -15217,7 +15292,7 @@ def test_a_heic_picture_is_uploaded_in_the_page_and_shown_or_named(
     browser, server, tmp_path, readable
 ):
     path = tmp_path / "IMG_1.heic"
-    path.write_bytes(heif())
+    path.write_bytes(heif() + box(b"free", unique()))  # nobody else stores it
     if readable:
         heif_library, pillow = need("pillow_heif"), need("PIL.Image")
         noise = pillow.frombytes("RGB", (64, 48), os.urandom(64 * 48 * 3))
@@ -15351,6 +15426,14 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.click("#picked [title=Restore]")
     browser.see("!document.querySelector('.tile')")
     assert user.call("GET", f"{MEDIA}{mine}/")[0] == 200
+
+    assert user.call("DELETE", f"{MEDIA}{mine}/")[0] == 204
+    browser.open(server.url + "/gallery?album=trash")
+    browser.see("document.querySelector('.tile')")
+    browser.run("document.querySelector('.tile a').focus()")  # where it comes back to
+    browser.press(ENTER)
+    browser.click("#viewer [title=Restore]")
+    browser.see("!document.querySelector('.tile') && !document.querySelector('#viewer').open")
 
 
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
@@ -15534,6 +15617,13 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     assert share["url"] == link
     assert (share["title"], share["has_password"], share["upload"]) == ("<b>Sommer", True, True)
     assert share["expires_at"][:10] == time.strftime("%Y-%m-%d", time.gmtime(time.time() + 172800))
+    browser.run("window.prompt = (_, url) => { window.copied = url; }")
+    browser.run("navigator.clipboard.writeText = async () => { throw new Error(); }")
+    browser.click("#login [title='Copy link']")
+    assert browser.see("window.copied") == link
+    browser.run("navigator.clipboard.writeText = async (url) => { window.copied = url; }")
+    browser.click("#login [title='Copy link']")
+    browser.see("document.querySelector('#login .error.good')?.textContent.includes('copied')")
     browser.click("#login [title='End this link']")
     browser.see("!document.querySelector('#login .list a')")
     assert user.call("GET", "/shares")[1] == []
@@ -15595,6 +15685,17 @@ def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, s
     assert browser.run("return location.hash") == ""
     browser.click("#account")
     assert "private" in browser.see("document.querySelector('#empty').innerText")
+
+
+def test_who_has_an_upload_link_adds_to_a_private_album(browser, start, tmp_path):
+    server = start(READ_AUTH_ENABLED="true")
+    (tmp_path / "mine.png").write_bytes(content := png())
+    browser.open(f"{server.url}/gallery?token={upload_token()}")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    assert browser.run("return document.querySelector('#upload').checkVisibility()")
+    browser.choose_files("#files", tmp_path / "mine.png")
+    browser.see("document.querySelector('#uploads li')?.className === 'stored'")
+    assert server.get(f"/image/{sha256(content)}", **OWNER).body == content
 
 
 def test_an_account_stays_signed_in_over_a_reload_and_is_refreshed_quietly(browser, start):
@@ -16849,6 +16950,7 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 (f"https://{DOMAIN}/media?a=b&token={secret}", f"https://{DOMAIN}#{secret}"),
                 (f"https://{DOMAIN}?token={secret}", f"https://{DOMAIN}/s/{secret}/1"),
                 (f"/s/{secret}", "-"), (f"/.accel/images/?token={secret}", "-"),
+                (f"/files/{secret}", "-"), (f"/shares/{secret}", "-"),
             ):  # fmt: skip
                 fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
                 assert way.get(target, **fields).status == (502 if way is site else 301)
@@ -16856,9 +16958,10 @@ def test_no_log_has_a_token(tmp_path, certificate):
         login = f"/api/auth/login/?token={secret}"
         assert 429 in {site.request("POST", login).status for _ in range(45)}
         log = tmp_path / "access.log"
-        wait_until(lambda: log.read_text().count("\n") == 57, "the last lines of the log")
+        wait_until(lambda: log.read_text().count("\n") == 61, "the last lines of the log")
     assert re.search(r'"GET /upload HTTP/1.1" 502 \d+ "https://.*/gallery" "', log.read_text())
-    assert '"GET /s/- HTTP/1.1"' in log.read_text()
+    for name in ("s", "files", "shares"):
+        assert f'"GET /{name}/- HTTP/1.1"' in log.read_text()
     for path in tmp_path.glob("*.log"):
         assert secret not in path.read_text()
 
@@ -17880,11 +17983,12 @@ def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
 
 
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
-    """The public classes and functions without a docstring; a method may have its base's."""
+    """The public classes and functions that say nothing; a method may have its base's words."""
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             item, is_class = getattr(owner, node.name), isinstance(node, ast.ClassDef)
-            if not (ast.get_docstring(node) if is_class else inspect.getdoc(item)):
+            text = ast.get_docstring(node) if is_class else inspect.getdoc(item)
+            if not text or text.startswith(">>>"):
                 yield f"line {node.lineno}: {node.name}"
             yield from undocumented(item, node.body) if is_class else ()
 

@@ -170,7 +170,7 @@ def thumbnails_of(paths: list[Path], folder: Path) -> list[Image.Image | None]:
             file = ms.File("library", path.name, sha256, *status, 0)
             asset = ms.Asset(sha256, file.size, ms.probe(source))
         found = thumbnails.make(lies_in, file, asset) is ms.Outcome.MADE
-        made.append(Image.open(io.BytesIO(thumbnails.read(sha256))) if found else None)
+        made.append(Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256))) if found else None)
     return made
 
 
