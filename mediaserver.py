@@ -8440,8 +8440,7 @@ def start_repeating(
     name: str, work: Callable[[], bool | None], pause: float, over: threading.Event
 ) -> threading.Thread:
     """Do some work now and every `pause` seconds, in a thread of its own, until it is `over`."""
-    times: Any = {"pause": pause, "first": 0}
-    loop = functools.partial(repeat, name, work, over.wait, over.is_set, **times)
+    loop = functools.partial(repeat, name, work, over.wait, over.is_set, pause=pause, first=0)
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     return thread
@@ -15119,8 +15118,7 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
-    which = {"limit": MAX_SHARED} if share.strips else {"sha256": id}
-    listed = shared_files(app, share, **which)
+    listed = shared_files(app, share, sha256="" if share.strips else id, limit=MAX_SHARED)
     found = [each for each in listed if shared_id(app, share, each[0]) == id]
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
