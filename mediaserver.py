@@ -108,6 +108,7 @@ import threading
 import time
 import unicodedata
 import uuid
+import warnings
 import weakref
 import zipfile
 import zlib
@@ -3723,6 +3724,9 @@ MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
     STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
 )  # fmt: skip
+
+# Python 3.12.0 to 3.12.3 take the `?1` of SQL for a name, and say so (python/cpython#117995).
+warnings.filterwarnings("ignore", "Binding [0-9]+ ", DeprecationWarning)
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
