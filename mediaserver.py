@@ -542,7 +542,7 @@ def parse_dotenv(
 def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Return what a `.env` says, nothing if it is missing; SettingError if it is no text."""
     try:
-        text = refuse_pipe(path).read_text("utf-8-sig")
+        text = regular_file(path).read_text("utf-8-sig")
         return parse_dotenv(text, environment, lambda problem: warn(f"{path.name}: {problem}"))
     except FileNotFoundError:
         return {}
@@ -550,10 +550,10 @@ def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
         raise SettingError(str(path), f"cannot be read ({error})") from None
 
 
-def refuse_pipe(path: Path) -> Path:
-    """Return a path to be read; OSError for a pipe, whose other end may never come."""
-    if path.is_fifo():
-        raise OSError(errno.EINVAL, "it is a pipe")
+def regular_file(path: Path) -> Path:
+    """Return a path to be read; OSError for a pipe or a device, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
     return path
 
 
@@ -3944,7 +3944,11 @@ class SpareSpace:
         """Take the space, unless it is held, there is too little, or was a moment ago."""
         now = time.monotonic()
         if self.missed_at is None or now > self.missed_at + SPARE_SECONDS:
-            self.missed_at = None if os.path.exists(self._path) or self._take() else now
+            self.missed_at = None if self.is_held() or self._take() else now
+
+    def is_held(self) -> bool:
+        """Return whether the space is there, which only an index of this program has."""
+        return self._path.exists()
 
     def _take(self) -> bool:
         try:
@@ -4282,6 +4286,9 @@ def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any
     return db.execute(sql, row).fetchone()[0]
 
 
+BEHIND_ALL = b"\xff" * 256  # no name is as long, so that all of a folder come before it
+
+
 class Files(Rows[Located]):
     """Files on disk, by folder and path."""
 
@@ -4382,7 +4389,7 @@ class Files(Rows[Located]):
     def is_empty_beside(self, root: str, below: str) -> bool:
         """Return whether no file of a folder is known whose path does not begin with `below`."""
         sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
-        sides = ("path < ?", os.fsencode(below)), ("path > ?", os.fsencode(below) + b"\xff")
+        sides = ("path < ?", os.fsencode(below)), ("path >= ?", os.fsencode(below) + BEHIND_ALL)
         return not any(self._index.value(sql.format(s), root, v) for s, v in sides)
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
@@ -4411,7 +4418,7 @@ class Files(Rows[Located]):
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
         """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
-        end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
+        end = prefix[:-1] + b"0" if prefix else BEHIND_ALL
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         source = (
             "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
@@ -5253,6 +5260,9 @@ class Albums(Table):
 CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
 
 
+INDEX_NAME = "index.sqlite3"  # in DATA; elsewhere it has the name that DATABASE_URL gives
+
+
 def damage_mark(index: Path) -> Path:
     """Return the file that says that damage was met in an index."""
     return index.with_name(f"{index.name}-suspect")
@@ -5361,8 +5371,18 @@ def open_index(path: Path) -> Index:
         return fresh
 
 
+def refuse_other_file(path: Path) -> None:
+    """Raise SettingError for a file that is no damaged index, but was never one."""
+    if path.name == INDEX_NAME or SpareSpace(path).is_held():
+        return
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # SQLite will tell of it
+        if file.read(16) not in (b"", b"SQLite format 3\0"):
+            raise SettingError("DATABASE_URL", f"{path} was never an index of this program")
+
+
 def open_sound_index(path: Path) -> Index:
     """Return the index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
+    refuse_other_file(path)
     try:
         try:
             index = migrated(Index(path))
@@ -11876,7 +11896,7 @@ def read_public_key(settings: Settings) -> PublicKey | None:
     """Return the key of ES256 tokens; None where there is no file at the default place."""
     path = settings.public_key_path or settings.database_dir / "public_key.pem"
     try:
-        return parse_public_key(refuse_pipe(path).read_bytes())
+        return parse_public_key(regular_file(path).read_bytes())
     except (OSError, ValueError) as error:
         if settings.public_key_path is None and isinstance(error, FileNotFoundError):
             return None
@@ -16805,18 +16825,19 @@ def open_unchanged(app: App, file: File) -> io.FileIO:
     raise ConnectionAbortedError("a file changed before it was sent")
 
 
-# They turn a name's end around (Unicode Standard Annex 9).
-BIDI_CONTROLS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-DRIVE = re.compile("^([A-Za-z]):")
+# What Windows has in no name, and what turns a name's end around (Unicode Standard Annex 9).
+UNPORTABLE = str.maketrans(
+    '<>:"|?*', "_" * 7, "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 
 
 def portable_name(name: str) -> str:
     """Return a safe name that every system unpacks as it is (APPNOTE.TXT, section 4.4.17.1).
 
-    >>> portable_name("C:a. "), portable_name("..")
-    ('C_a', 'file')
+    >>> portable_name("C:a? "), portable_name("..")
+    ('C_a_', 'file')
     """
-    return safe_name(DRIVE.sub(r"\1_", name.translate(BIDI_CONTROLS))).rstrip(". ")
+    return safe_name(name.translate(UNPORTABLE)).rstrip(". ")
 
 
 def name_in_zip(item: Shown, facts: Facts | None) -> str:
@@ -19604,7 +19625,7 @@ def backup_settings(settings: Settings, folder: Path) -> Settings:
     """Return the settings with which a backup is served."""
     data = folder / ".mediaserver"
     return settings._replace(
-        storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
+        storage_dir=folder, database_dir=data, database_url=data / INDEX_NAME,
         upload_dir=data / "images", media_storage_dir=data / "entities",
         users_dir=data / "users", media_dir=None, public_key_path=None,
     )  # fmt: skip

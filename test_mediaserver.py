@@ -819,14 +819,19 @@ def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
     assert (ended.returncode, "secrets.env: cannot be read" in ended.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("is_pipe", [True, False])
 @pytest.mark.parametrize(("name", "said"), [(".env", ".env"), ("key.pem", "PUBLIC_KEY_PATH")])
-def test_a_pipe_in_a_file_s_place_holds_up_no_start(tmp_path, name, said):
-    os.mkfifo(tmp_path / name)
+def test_a_pipe_or_a_device_in_a_file_s_place_holds_up_no_start(tmp_path, name, said, is_pipe):
+    if is_pipe:
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
     ended = run_program(
         "--storage_dir", "x", "--port", "0", cwd=tmp_path,
         **({"PUBLIC_KEY_PATH": name} if name == "key.pem" else {}),
     )  # fmt: skip
-    assert (ended.returncode, said in ended.stderr, "pipe" in ended.stderr) == (2, True, True)
+    assert (ended.returncode, said in ended.stderr) == (2, True)
+    assert "no regular file" in ended.stderr
 
 
 @pytest.mark.parametrize(("command", "version"), [("serve", 0), ("serve", 3), ("trash empty", 0)])
@@ -842,6 +847,27 @@ def test_another_program_s_database_is_no_index_and_stays_as_it_is(tmp_path, com
     assert (ended.returncode, "another program's" in ended.stderr) == (2, True)
     assert theirs.read_bytes() == before
     assert not {path.name for path in tmp_path.iterdir()} - {"x", theirs.name}
+
+
+@pytest.mark.parametrize("content", [b"some notes\n" * 100, b"x", bytes(range(1, 256)) * 80])
+def test_a_file_that_was_never_an_index_stays_as_it_is(tmp_path, content):
+    theirs = tmp_path / "notes.txt"
+    theirs.write_bytes(content)
+    (tmp_path / "x").mkdir()
+    url = f"sqlite:///{theirs}"
+    ended = run_program("--storage_dir", "x", "--port", "0", cwd=tmp_path, DATABASE_URL=url)
+    assert (ended.returncode, "was never an index" in ended.stderr) == (2, True), ended.stderr
+    assert theirs.read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"x", theirs.name}
+
+
+def test_an_index_of_another_name_is_rebuilt_when_it_is_damaged(start, tmp_path):
+    place = tmp_path / "elsewhere.db"
+    running = start(database_url=f"sqlite:///{place}")
+    running.stop()
+    place.write_bytes(b"not what it was" * 1000)
+    assert start(database_url=f"sqlite:///{place}").get("/health").status == 200
+    assert [*tmp_path.glob("elsewhere.db.damaged-*")]
 
 
 def test_a_folder_that_knows_no_locks_is_not_told_as_another_server(tmp_path, monkeypatch):
@@ -15521,9 +15547,19 @@ ZIPPED_NAMES = {  # in the folder, and in the zip file (APPNOTE.TXT, section 4.4
     "a\nb\t\u202e.png": "ab.png",
     "NUL/aux.png": "_NUL/_aux.png",
     "end. /b.png": "end/b.png",
+    'q?/s*r"<p>|.png': "q_/s_r__p__.png",
     "same.png": "same.png",
     "sub/a.png": "sub/a.png",
 }
+
+
+def test_names_of_any_bytes_are_in_the_gallery_and_in_its_zip(start, tmp_path):
+    folder = tmp_path / "pictures"
+    names = [b"\xff.png", b"\xff\xfe.png", b"\xff\xff/a.png", b"\xff" * 250 + b".png", b"a.png"]
+    fill(folder, {os.fsdecode(name): png() for name in names})
+    server = start()
+    server.scanned()
+    assert len(server.listed()) == len(zipped(server.get("/gallery/zip"))) == len(names)
 
 
 def test_names_in_a_zip_file_are_names_on_every_system(start, tmp_path):
