@@ -5948,13 +5948,18 @@ class Folder(Tree):
         return 0
 
     def _mark_removed(self, name: str) -> str:
-        """Return a name in `.incoming/` for a file that is going; empty where none can be."""
+        """Return a name in `.incoming/` for a file that is going; empty where none can be.
+
+        OSError where a folder on the way is none now: what is behind it is not gone.
+        """
         mark = f"{secrets.token_hex(16)}.{mark_of(name)}"
         incoming = f"{INCOMING}/{mark}"
         error = self.link_in(incoming, self, name)
         if error == errno.EXDEV:
             incoming = inner_name(name, mark)
             error = self.link_in(incoming, self, name)
+        if error == errno.ENOTDIR:
+            raise OSError(error, os.strerror(error))
         return "" if error else incoming
 
     def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
