@@ -15497,7 +15497,7 @@ def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path
     browser.run("for (const each of document.querySelectorAll('.pick')) each.click()")
     assert browser.run("return document.querySelector('#picked span').textContent") == "3 selected"
     browser.click("#picked [title=Download]")
-    wait_until(lambda: [*tmp_path.glob("*.zip")], "the zip file")
+    wait_until(lambda: [*filter(zipfile.is_zipfile, tmp_path.glob("*.zip"))], "the zip file")
     with zipfile.ZipFile(tmp_path / "pictures.zip") as file:
         assert file.testzip() is None
         assert {*file.namelist()} == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
