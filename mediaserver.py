@@ -10862,10 +10862,10 @@ class Server(ThreadingHTTPServer):
             self.runner.step(Connection(sock, address[0], self), self._welcome)
 
     def _welcome(self, connection: Connection) -> State | None:
-        """Take the request on a new connection, or wait for it; 503 where there is no room."""
+        """Wait for a request on a new connection; 503 where there is no room."""
         connections = self.connections
         if connections.descriptors < connections.most_descriptors or connections.make_room():
-            return self._on_ready(connection) or HEAD  # it is here already, as a rule
+            return HEAD
         connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
         return self.runner.proceed(connection)
 
