@@ -11102,6 +11102,23 @@ class RouteTable:
         return found
 
 
+def format_allow(found: Mapping[str, Any]) -> str:
+    """Return the value of Allow for a path's routes (RFC 9110 §10.2.1)."""
+    methods = {*found, "OPTIONS"} | ({"HEAD"} if "GET" in found else set())
+    return ", ".join(sorted(methods))
+
+
+def choose_route(found: Choice, method: str) -> tuple[Route, dict[str, str]]:
+    """Return the route of a method, of those of a path; 404 or 405."""
+    if not found:
+        raise HTTPError(404, "There is nothing at this path.")
+    if method == "HEAD":
+        method = "GET"
+    if method not in found:
+        raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
+    return found[method]
+
+
 @functools.cache
 def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
     """Return which segments of a route's path are parameters."""
@@ -12130,6 +12147,16 @@ def collect_declared(
     return parsed
 
 
+def parse_declared(request: Request, item: Route, parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Parse what a route reads of the query, and of the path: return the path's parameters."""
+    problems: list[FieldError] = []
+    parsed = collect_declared(item.parameters, parameters, "path", problems)
+    request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+    if problems:
+        raise ValidationError(*problems)
+    return {**parameters, **parsed}
+
+
 BODY_TYPES = {
     "json": JSON_TYPE,
     "form": "application/x-www-form-urlencoded",
@@ -12677,8 +12704,6 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
 
 def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
     """Return what tells a browser which pages may read an answer (Fetch Standard, CORS)."""
-    if not origins:
-        return []
     exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
     if "*" in origins:
         return [("Access-Control-Allow-Origin", "*"), *exposed]
@@ -12686,8 +12711,10 @@ def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
     return [*allowed, ("Vary", "Origin")]
 
 
-def complete_headers(response: Response) -> None:
-    """Add what keeps browsers from guessing types, and caches from keeping what may change."""
+def complete_headers(response: Response, origins: Sequence[str], origin: str) -> None:
+    """Add CORS and what keeps browsers from guessing types, and caches what may change."""
+    if origins:
+        response.headers += cors_headers(origins, origin)
     names = {name for name, _ in response.headers}
     if "X-Content-Type-Options" not in names:
         response.headers.append(("X-Content-Type-Options", "nosniff"))
@@ -12808,7 +12835,7 @@ class Application(Service):
             if found or head.path == "*" or preflight:
                 return self._answer_options(request, found)
         self._identify(request)  # a wrong credential is refused on every path
-        item, parameters = self._choose(head, found)
+        item, parameters = choose_route(found, head.method)
         if not (item.reads or head.method in {"GET", "HEAD"}):
             self._need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
@@ -12817,7 +12844,7 @@ class Application(Service):
         if request.principal.grant:
             self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
-            parameters = self._parse_fields(request, item, parameters)
+            parameters = parse_declared(request, item, parameters)
         there = item.before and item.before(self.app, request, **parameters)
         if there and head.method in CHANGING_METHODS:
             check_preconditions(head.headers, *validators_of(there), changes=True)
@@ -12859,26 +12886,6 @@ class Application(Service):
                 upload.discard(undo=False)
         request.counted = None  # it was worth its use
         return response
-
-    def _parse_fields(
-        self, request: Request, item: Route, parameters: dict[str, str]
-    ) -> dict[str, Any]:
-        """Parse what a route reads of the query, and of the path: return the path's parameters."""
-        problems: list[FieldError] = []
-        parsed = collect_declared(item.parameters, parameters, "path", problems)
-        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-        if problems:
-            raise ValidationError(*problems)
-        return {**parameters, **parsed}
-
-    def _choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
-        """Return the route of a method; 404 or 405."""
-        if not found:
-            raise HTTPError(404, "There is nothing at this path.")
-        method = "GET" if head.method == "HEAD" else head.method
-        if method not in found:
-            raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
-        return found[method]
 
     def _identify(self, request: Request) -> None:
         """Find who makes a request; 401 for a wrong credential or a disabled account."""
@@ -12931,9 +12938,8 @@ class Application(Service):
         if request is not None:
             response.headers += request.answer_headers
             response.route, response.principal = request.route, str(request.principal)
-        if origins := self.app.settings.cors_allow_origins:
-            response.headers += cors_headers(origins, head.headers.get("origin", ""))
-        complete_headers(response)
+        origins = self.app.settings.cors_allow_origins
+        complete_headers(response, origins, head.headers.get("origin", ""))
         body = response.body
         kinds = ("Content-Type", JSON_TYPE), ("Content-Type", HTML_TYPE)
         if not isinstance(body, bytes) or response.headers[0] not in kinds:
@@ -12952,8 +12958,7 @@ class Application(Service):
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
         response = error_response(error, "")
-        response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
-        complete_headers(response)
+        complete_headers(response, self.app.settings.cors_allow_origins, origin)
         return response
 
     def on_answered(
@@ -13024,8 +13029,7 @@ class Application(Service):
             response = Response(304, hot.fields[2:])
         else:
             response = Response(200, hot.fields, hot.content.source)  # type: ignore[arg-type]
-        response.headers += cors_headers(self.app.settings.cors_allow_origins, "")
-        complete_headers(response)
+        complete_headers(response, self.app.settings.cors_allow_origins, "")
         response.route, response.principal = hot.route, str(ANONYMOUS)
         hot.prepared[status] = response.prepare()
         return response
@@ -13073,12 +13077,6 @@ def is_ready(head: RequestHead, response: Response) -> bool:
     response.close()
     response.resource = None
     return True
-
-
-def format_allow(found: Mapping[str, Any]) -> str:
-    """Return the value of Allow for a path's routes (RFC 9110 §10.2.1)."""
-    methods = {*found, "OPTIONS"} | ({"HEAD"} if "GET" in found else set())
-    return ", ".join(sorted(methods))
 
 
 def gzip_bytes(body: bytes) -> bytes:
