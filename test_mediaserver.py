@@ -9862,6 +9862,16 @@ def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(s
     assert running.get("/image/mine.png", **OWNER).body == content
 
 
+def test_a_connection_that_comes_with_its_request_is_kept_for_the_next(server):
+    path = f"/media/{server.upload(png()).json['filename']}"
+    assert [server.get(path).status for _ in range(2)] == [200, 200]  # it is at hand now
+    for _ in range(50):
+        with Raw(server) as raw:
+            for _ in range(2):
+                raw.send(get_line(path))
+                assert raw.answer().status == 200
+
+
 @pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("size", [5000, 200_000])
 def test_a_remembered_file_is_answered_as_it_is_at_first(server, size, private):
