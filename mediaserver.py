@@ -5482,11 +5482,12 @@ REMOTE_FILE_SYSTEMS = frozenset(
 
 @contextlib.contextmanager
 def undoing(undo: Callable[..., object], *arguments: Any) -> Iterator[None]:
-    """Undo what was begun if the block is left by an exception, whichever it is."""
+    """Undo what was begun if the block is left by an exception, which is told in any case."""
     try:
         yield
     except BaseException:
-        undo(*arguments)
+        with contextlib.suppress(OSError):  # what is left over is found at the next start
+            undo(*arguments)
         raise
 
 
@@ -6957,7 +6958,7 @@ class Bucket(Folder):
         call, request = self.client.call, functools.partial(self.request, name=name)
         begun = call(request("POST", query={"uploads": ""}, headers=headers))
         id, parts = {"uploadId": begun.text("UploadId")}, []
-        try:
+        with undoing(lambda: call(request("DELETE", query=id))):
             for number, at in enumerate(range(0, incoming.size, S3_PART_BYTES), 1):
                 body = hash_range(incoming.file, at, min(S3_PART_BYTES, incoming.size - at))
                 query = {"partNumber": str(number), **id}
@@ -6967,10 +6968,6 @@ class Bucket(Folder):
             data = f"<CompleteMultipartUpload>{text}</CompleteMultipartUpload>".encode()
             body = ObjectBody(len(data), hashlib.sha256(data).hexdigest(), lambda: [data])
             call(request("POST", query=id, headers=condition, body=body))
-        except BaseException:
-            with contextlib.suppress(OSError):  # the next start tries again
-                call(request("DELETE", query=id))
-            raise
 
     def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
         """Send blocks as an object with the mtime of `status`, in the place of an old one."""
