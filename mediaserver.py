@@ -850,6 +850,21 @@ def verify_until(key: bytes, what: str, expires: str, signature: str, now: float
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
+def cover_hash(key: bytes, sha256: str, back: bool = False) -> str:
+    """Return what stands for a hash, or `back` the hash, which nobody finds without the key.
+
+    Four rounds of a Feistel network are a pseudorandom permutation (Luby and Rackoff, 1988).
+
+    >>> cover_hash(b"key", cover_hash(b"key", "5f" * 32), back=True) == "5f" * 32
+    True
+    """
+    left, right = sha256[:32], sha256[32:]
+    for number in (4, 3, 2, 1) if back else (1, 2, 3, 4):
+        cover = _hmac_sha256(key, _utf8(f"{number} {right}")).hex()[:32]
+        left, right = right, f"{int(left, 16) ^ int(cover, 16):032x}"
+    return right + left
+
+
 # -- Passwords ---------------------------------------------------------------------------
 
 # 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
@@ -4418,14 +4433,13 @@ class Files(Rows[Located]):
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
         """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
-        end = prefix[:-1] + b"0" if prefix else BEHIND_ALL
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         source = (
             "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
             " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
             f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
         )
-        return read_shown(self._index, source, prefix, end)
+        return read_shown(self._index, source, prefix, prefix + BEHIND_ALL)
 
     def library_version(self) -> str | None:
         """Return what changes with everything that lists of the library show."""
@@ -15013,18 +15027,18 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
-def shared_id(app: App, share: Share, file: File) -> str:
-    """Return what names a file in a link: its SHA-256, which is told of what is sent whole."""
+def shared_id(app: App, share: Share, sha256: str, back: bool = False) -> str:
+    """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
-        return file.sha256
-    return _hmac_sha256(app.share_key, f"{share.id} {file.sha256}".encode()).hex()
+        return sha256
+    return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back)
 
 
 def shared_json(
     app: App, request: Request, share: Share, file: File, asset: Asset
 ) -> dict[str, Any]:
     """Return a shared file as those with the link see it."""
-    url = request.url(f"/s/{share.id}/{shared_id(app, share, file)}")
+    url = request.url(f"/s/{share.id}/{shared_id(app, share, file.sha256)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
     return {
@@ -15144,8 +15158,7 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
-    listed = shared_files(app, share, sha256="" if share.strips else id, limit=MAX_SHARED)
-    found = [each for each in listed if shared_id(app, share, each[0]) == id]
+    found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15174,30 +15187,20 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
 
 
 def patch_file(app: App, file: File, facts: Facts) -> Content:
-    """Return a file with patches over what it says of its making; ValueError."""
+    """Return a file with patches over what it says of its making; ValueError, 404."""
     with app.disk(file.root):
-        source = open_file(app, file)
+        try:
+            source = app.folders[file.root].open(file.path)
+        except Unavailable:
+            raise
+        except (OSError, ValueError):
+            raise HTTPError(404, NO_FILE) from None
         with undoing(source.close):
             patches, end = find_patches(source, file.size, facts)
-            check_unchanged(file, source)
+            if not file.matches(os.fstat(source.fileno())):
+                raise FileChanged
     digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
-
-
-def open_file(app: App, file: File) -> io.FileIO:
-    """Open a file for reading; 404 where it is not there."""
-    try:
-        return app.folders[file.root].open(file.path)
-    except Unavailable:
-        raise
-    except (OSError, ValueError):
-        raise HTTPError(404, NO_FILE) from None
-
-
-def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
-    """Refuse an open file that is not what the index knows (404)."""
-    if not file.matches(os.fstat(source.fileno())):
-        raise HTTPError(404, NO_FILE)
 
 
 def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
@@ -19234,7 +19237,7 @@ def print_token(
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
-    """Yield the index for a command, while the server runs, too: SQLite orders the writes."""
+    """Return the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
     make_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
