@@ -5416,10 +5416,10 @@ def open_sound_index(path: Path) -> Index:
 
 def fold_wal_in(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(sqlite3.DatabaseError))
-        index = stack.enter_context(contextlib.closing(Index(path, query_only=True)))
-        index.get_meta("decoders")  # what was not read is closed as it is
+    with contextlib.suppress(sqlite3.DatabaseError):
+        index = Index(path, query_only=True)
+        with contextlib.closing(index):
+            index.get_meta("decoders")  # what was not read is closed as it is
 
 
 def migrated(index: Index) -> Index:
@@ -6356,7 +6356,7 @@ def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
-    """Write all bytes, in as many steps as the file system needs."""
+    """Write all bytes; a disk that becomes full takes some of them at first."""
     written = 0
     while written < len(data):
         written += file.write(data[written:])
@@ -7369,17 +7369,12 @@ class Shelf:
         name = self.name(sha256, rendition)
         last = posixpath.basename(name)
         incoming = f"{self.prefix}{INCOMING}/{os.getpid()}.{threading.get_ident()}.{last}"
-        with self.folder.resolve(incoming, make=True) as source:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-                with io.FileIO(source.open(flags, 0o600), "w") as file:
-                    write_all(file, memoryview(data))
-                with self.folder.resolve(name) as target:
-                    source.replace(target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    source.unlink()
-                raise
+        with self.folder.resolve(incoming, make=True) as source, undoing(source.unlink):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with io.FileIO(source.open(flags, 0o600), "w") as file:
+                write_all(file, memoryview(data))
+            with self.folder.resolve(name) as target:
+                source.replace(target)
 
     def remove(self, sha256: str, *renditions: Rendition) -> None:
         """Delete those renditions that there are and that can be deleted."""
@@ -11212,16 +11207,13 @@ def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Pat
 
 def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
     """Write JSON text to an empty file, which is closed on an error."""
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(file.close)
+    with undoing(file.close):
         digest, plain_size = hashlib.sha256(), 0
         compressor = zlib.compressobj(GZIP_LEVEL, wbits=31) if zipped else None
 
         def write(data: bytes) -> None:
             digest.update(data)
-            view = memoryview(data)
-            while view:  # a disk that becomes full takes some of it
-                view = view[file.write(view) :]
+            write_all(file, memoryview(data))
 
         for text in batched(pieces()):
             data = text.encode("utf-8", "replace")
@@ -11236,7 +11228,6 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
             coding = "gzip" if compressor else ""
             about = (file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache")
             content = Content(file, *about, encoding=coding)
-        on_error.pop_all()
     return content
 
 
@@ -12016,11 +12007,11 @@ MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
 
 
 class Unfit(Exception):
-    """A value is not what its field takes; its arguments are a Problem's from `message` on."""
+    """A value is not what its field takes; its arguments are a FieldError's from `message` on."""
 
 
 def parse_value(item: Field, value: Any, where: str) -> Any:
-    """Return a field's value from text (path, query, form) or JSON; raises Invalid."""
+    """Return a field's value from text (path, query, form) or JSON; raises ValidationError."""
     if isinstance(value, str) and item.trim:
         value = value.strip()
     if value == "" and item.blank == "null":
@@ -12245,7 +12236,7 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 
 
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a form; raises Invalid with all that is wrong with it."""
+    """Return the fields of a form; raises ValidationError with all that is wrong with it."""
     problems: list[FieldError] = []
     has_upload = request.has_upload or request.upload is not None
     if spec.upload and spec.upload.required and not has_upload:
@@ -19753,7 +19744,7 @@ class BackupCopier(Copier):
 
 @contextlib.contextmanager
 def held_folder(path: Path) -> Iterator[None]:
-    """Yield a folder, made if it is not there, that no other backup is made in meanwhile."""
+    """Hold a folder, made if it is not there: no other backup is made in it meanwhile."""
     with contextlib.ExitStack() as cleanup:
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
