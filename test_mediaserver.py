@@ -3549,6 +3549,11 @@ def refuse_direct(error: int) -> Callable[..., Any]:
     return Refusing
 
 
+def test_an_error_is_told_even_where_what_was_begun_cannot_be_undone():
+    with pytest.raises(ValueError, match="why"), ms.undoing(os.close, -1):
+        raise ValueError("why")
+
+
 @pytest.mark.parametrize("how", ["", "pauses", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, how):
@@ -13154,6 +13159,18 @@ def test_a_link_to_more_than_it_lists_says_so(start):
     assert (len(listed["files"]), listed["has_more"], listed["left_out"]) == (2, True, 0)
     page = running.get(local(made["url"]), accept="text/html").body.decode()
     assert "these are the first 2." in page and page.count("<li>") == 2
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_file_of_a_link_is_found_behind_more_than_it_lists(start, strip):
+    running = start(constants={"MAX_SHARED": 1})
+    fill(running.storage, {"a/2.png": png()})
+    running.rescan()
+    made = share(running, kind="folder", target="a", strip=strip)
+    path = local(shared(running, made)[0]["url"])
+    fill(running.storage, {"a/1.png": png()})
+    running.rescan()
+    assert (running.get(path).status, len(shared(running, made))) == (200, 1)
 
 
 @pytest.mark.parametrize("filename", ["..", " ", "a/", "a\\ "])
