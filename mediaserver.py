@@ -4363,7 +4363,7 @@ class Files(Rows[Located]):
         return ((path, tuple(state)) for path, *state in rows)
 
     def of_root(self, root: str) -> Iterator[File]:
-        """Every file of a folder in the order of the paths' bytes."""
+        """Yield every file of a folder in the order of the paths' bytes."""
         return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
             ", ".join(File._fields[1:]), root))  # fmt: skip
 
@@ -5710,7 +5710,7 @@ class Tree:
     # What is there
 
     def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
-        """Name and lstat of what is in a folder, but for folders."""
+        """Return name and lstat of what is in a folder, but for folders."""
         with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
             found = []
             with os.scandir(inner) as entries:
@@ -6419,7 +6419,7 @@ def fit_name(name: str, suffix: str = "") -> str:
 
 
 def numbered_names(name: str) -> Iterator[str]:
-    """`a.jpg`, `a_1.jpg`, `a_2.jpg`, ..."""
+    """Yield `a.jpg`, `a_1.jpg`, `a_2.jpg`, ..."""
     yield name
     for number in itertools.count(1):
         yield with_suffix(name, f"_{number}")
@@ -12510,7 +12510,7 @@ def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, 
 
 
 def format_time(seconds: float, timespec: str = "microseconds") -> str:
-    """ISO 8601 in UTC as Django REST Framework writes it; pydantic does with the timespec "auto".
+    """Write ISO 8601 in UTC as Django REST Framework does; pydantic does with the timespec "auto".
 
     >>> format_time(1.5), format_time(0), format_time(0, "auto")
     ('1970-01-01T00:00:01.500000Z', '1970-01-01T00:00:00.000000Z', '1970-01-01T00:00:00Z')
@@ -13683,7 +13683,7 @@ def split_image_name(filename: str) -> tuple[str, str]:
 
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
-    """Under which name an image is stored; one without an extension gets its content's. 400."""
+    """Return the name for an image, with its content's extension if it has none; 400."""
     stem, extension = split_image_name(filename)
     extension = extension or f".{facts.extension}"
     if settings.slugify_filenames:
@@ -19006,7 +19006,7 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """`--help` comes from the table of settings and from the commands."""
+    """Return the parser, with a help from the table of settings and the commands."""
     commands = "\n".join(
         f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
         for item in COMMANDS.values()
@@ -20998,7 +20998,7 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
 
 
 def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
-    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
+    """Have SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def leave() -> None:
         listener.close()  # so that another server may have the port at once
