@@ -850,6 +850,21 @@ def verify_until(key: bytes, what: str, expires: str, signature: str, now: float
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
+def cover_hash(key: bytes, sha256: str, back: bool = False) -> str:
+    """Return what stands for a hash, or `back` the hash, which nobody finds without the key.
+
+    Four rounds of a Feistel network are a pseudorandom permutation (Luby and Rackoff, 1988).
+
+    >>> cover_hash(b"key", cover_hash(b"key", "5f" * 32), back=True) == "5f" * 32
+    True
+    """
+    left, right = sha256[:32], sha256[32:]
+    for number in (4, 3, 2, 1) if back else (1, 2, 3, 4):
+        cover = _hmac_sha256(key, _utf8(f"{number} {right}")).hex()[:32]
+        left, right = right, f"{int(left, 16) ^ int(cover, 16):032x}"
+    return right + left
+
+
 # -- Passwords ---------------------------------------------------------------------------
 
 # 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
@@ -4348,7 +4363,7 @@ class Files(Rows[Located]):
         return ((path, tuple(state)) for path, *state in rows)
 
     def of_root(self, root: str) -> Iterator[File]:
-        """Every file of a folder in the order of the paths' bytes."""
+        """Yield every file of a folder in the order of the paths' bytes."""
         return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
             ", ".join(File._fields[1:]), root))  # fmt: skip
 
@@ -4418,14 +4433,13 @@ class Files(Rows[Located]):
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
         """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
-        end = prefix[:-1] + b"0" if prefix else BEHIND_ALL
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         source = (
             "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
             " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
             f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
         )
-        return read_shown(self._index, source, prefix, end)
+        return read_shown(self._index, source, prefix, prefix + BEHIND_ALL)
 
     def library_version(self) -> str | None:
         """Return what changes with everything that lists of the library show."""
@@ -5402,10 +5416,10 @@ def open_sound_index(path: Path) -> Index:
 
 def fold_wal_in(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(sqlite3.DatabaseError))
-        index = stack.enter_context(contextlib.closing(Index(path, query_only=True)))
-        index.get_meta("decoders")  # what was not read is closed as it is
+    with contextlib.suppress(sqlite3.DatabaseError):
+        index = Index(path, query_only=True)
+        with contextlib.closing(index):
+            index.get_meta("decoders")  # what was not read is closed as it is
 
 
 def migrated(index: Index) -> Index:
@@ -5482,11 +5496,12 @@ REMOTE_FILE_SYSTEMS = frozenset(
 
 @contextlib.contextmanager
 def undoing(undo: Callable[..., object], *arguments: Any) -> Iterator[None]:
-    """Undo what was begun if the block is left by an exception, whichever it is."""
+    """Undo what was begun if the block is left by an exception, which is told in any case."""
     try:
         yield
     except BaseException:
-        undo(*arguments)
+        with contextlib.suppress(OSError):  # what is left over is found at the next start
+            undo(*arguments)
         raise
 
 
@@ -5695,7 +5710,7 @@ class Tree:
     # What is there
 
     def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
-        """Name and lstat of what is in a folder, but for folders."""
+        """Return name and lstat of what is in a folder, but for folders."""
         with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
             found = []
             with os.scandir(inner) as entries:
@@ -6341,7 +6356,7 @@ def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
-    """Write all bytes, in as many steps as the file system needs."""
+    """Write all bytes; a disk that becomes full takes some of them at first."""
     written = 0
     while written < len(data):
         written += file.write(data[written:])
@@ -6404,7 +6419,7 @@ def fit_name(name: str, suffix: str = "") -> str:
 
 
 def numbered_names(name: str) -> Iterator[str]:
-    """`a.jpg`, `a_1.jpg`, `a_2.jpg`, ..."""
+    """Yield `a.jpg`, `a_1.jpg`, `a_2.jpg`, ..."""
     yield name
     for number in itertools.count(1):
         yield with_suffix(name, f"_{number}")
@@ -6957,7 +6972,7 @@ class Bucket(Folder):
         call, request = self.client.call, functools.partial(self.request, name=name)
         begun = call(request("POST", query={"uploads": ""}, headers=headers))
         id, parts = {"uploadId": begun.text("UploadId")}, []
-        try:
+        with undoing(lambda: call(request("DELETE", query=id))):
             for number, at in enumerate(range(0, incoming.size, S3_PART_BYTES), 1):
                 body = hash_range(incoming.file, at, min(S3_PART_BYTES, incoming.size - at))
                 query = {"partNumber": str(number), **id}
@@ -6967,10 +6982,6 @@ class Bucket(Folder):
             data = f"<CompleteMultipartUpload>{text}</CompleteMultipartUpload>".encode()
             body = ObjectBody(len(data), hashlib.sha256(data).hexdigest(), lambda: [data])
             call(request("POST", query=id, headers=condition, body=body))
-        except BaseException:
-            with contextlib.suppress(OSError):  # the next start tries again
-                call(request("DELETE", query=id))
-            raise
 
     def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
         """Send blocks as an object with the mtime of `status`, in the place of an old one."""
@@ -7358,17 +7369,12 @@ class Shelf:
         name = self.name(sha256, rendition)
         last = posixpath.basename(name)
         incoming = f"{self.prefix}{INCOMING}/{os.getpid()}.{threading.get_ident()}.{last}"
-        with self.folder.resolve(incoming, make=True) as source:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-                with io.FileIO(source.open(flags, 0o600), "w") as file:
-                    write_all(file, memoryview(data))
-                with self.folder.resolve(name) as target:
-                    source.replace(target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    source.unlink()
-                raise
+        with self.folder.resolve(incoming, make=True) as source, undoing(source.unlink):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with io.FileIO(source.open(flags, 0o600), "w") as file:
+                write_all(file, memoryview(data))
+            with self.folder.resolve(name) as target:
+                source.replace(target)
 
     def remove(self, sha256: str, *renditions: Rendition) -> None:
         """Delete those renditions that there are and that can be deleted."""
@@ -11218,16 +11224,13 @@ def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Pat
 
 def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
     """Write JSON text to an empty file, which is closed on an error."""
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(file.close)
+    with undoing(file.close):
         digest, plain_size = hashlib.sha256(), 0
         compressor = zlib.compressobj(GZIP_LEVEL, wbits=31) if zipped else None
 
         def write(data: bytes) -> None:
             digest.update(data)
-            view = memoryview(data)
-            while view:  # a disk that becomes full takes some of it
-                view = view[file.write(view) :]
+            write_all(file, memoryview(data))
 
         for text in batched(pieces()):
             data = text.encode("utf-8", "replace")
@@ -11242,7 +11245,6 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
             coding = "gzip" if compressor else ""
             about = (file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache")
             content = Content(file, *about, encoding=coding)
-        on_error.pop_all()
     return content
 
 
@@ -12022,11 +12024,11 @@ MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
 
 
 class Unfit(Exception):
-    """A value is not what its field takes; its arguments are a Problem's from `message` on."""
+    """A value is not what its field takes; its arguments are a FieldError's from `message` on."""
 
 
 def parse_value(item: Field, value: Any, where: str) -> Any:
-    """Return a field's value from text (path, query, form) or JSON; raises Invalid."""
+    """Return a field's value from text (path, query, form) or JSON; raises ValidationError."""
     if isinstance(value, str) and item.trim:
         value = value.strip()
     if value == "" and item.blank == "null":
@@ -12261,7 +12263,7 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 
 
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a form; raises Invalid with all that is wrong with it."""
+    """Return the fields of a form; raises ValidationError with all that is wrong with it."""
     problems: list[FieldError] = []
     has_upload = request.has_upload or request.upload is not None
     if spec.upload and spec.upload.required and not has_upload:
@@ -12535,7 +12537,7 @@ def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, 
 
 
 def format_time(seconds: float, timespec: str = "microseconds") -> str:
-    """ISO 8601 in UTC as Django REST Framework writes it; pydantic does with the timespec "auto".
+    """Write ISO 8601 in UTC as Django REST Framework does; pydantic does with the timespec "auto".
 
     >>> format_time(1.5), format_time(0), format_time(0, "auto")
     ('1970-01-01T00:00:01.500000Z', '1970-01-01T00:00:00.000000Z', '1970-01-01T00:00:00Z')
@@ -13679,7 +13681,7 @@ def split_image_name(filename: str) -> tuple[str, str]:
 
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
-    """Under which name an image is stored; one without an extension gets its content's. 400."""
+    """Return the name for an image, with its content's extension if it has none; 400."""
     stem, extension = split_image_name(filename)
     extension = extension or f".{facts.extension}"
     if settings.slugify_filenames:
@@ -15014,18 +15016,18 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
-def shared_id(app: App, share: Share, file: File) -> str:
-    """Return what names a file in a link: its SHA-256, which is told of what is sent whole."""
+def shared_id(app: App, share: Share, sha256: str, back: bool = False) -> str:
+    """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
-        return file.sha256
-    return _hmac_sha256(app.share_key, f"{share.id} {file.sha256}".encode()).hex()
+        return sha256
+    return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back)
 
 
 def shared_json(
     app: App, request: Request, share: Share, file: File, asset: Asset
 ) -> dict[str, Any]:
     """Return a shared file as those with the link see it."""
-    url = request.url(f"/s/{share.id}/{shared_id(app, share, file)}")
+    url = request.url(f"/s/{share.id}/{shared_id(app, share, file.sha256)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
     return {
@@ -15145,8 +15147,7 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
-    listed = shared_files(app, share, sha256="" if share.strips else id, limit=MAX_SHARED)
-    found = [each for each in listed if shared_id(app, share, each[0]) == id]
+    found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15175,30 +15176,20 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
 
 
 def patch_file(app: App, file: File, facts: Facts) -> Content:
-    """Return a file with patches over what it says of its making; ValueError."""
+    """Return a file with patches over what it says of its making; ValueError, 404."""
     with app.disk(file.root):
-        source = open_file(app, file)
+        try:
+            source = app.folders[file.root].open(file.path)
+        except Unavailable:
+            raise
+        except (OSError, ValueError):
+            raise HTTPError(404, NO_FILE) from None
         with undoing(source.close):
             patches, end = find_patches(source, file.size, facts)
-            check_unchanged(file, source)
+            if not file.matches(os.fstat(source.fileno())):
+                raise FileChanged
     digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
-
-
-def open_file(app: App, file: File) -> io.FileIO:
-    """Open a file for reading; 404 where it is not there."""
-    try:
-        return app.folders[file.root].open(file.path)
-    except Unavailable:
-        raise
-    except (OSError, ValueError):
-        raise HTTPError(404, NO_FILE) from None
-
-
-def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
-    """Refuse an open file that is not what the index knows (404)."""
-    if not file.matches(os.fstat(source.fileno())):
-        raise HTTPError(404, NO_FILE)
 
 
 def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
@@ -19013,7 +19004,7 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """`--help` comes from the table of settings and from the commands."""
+    """Return the parser, with a help from the table of settings and the commands."""
     commands = "\n".join(
         f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
         for item in COMMANDS.values()
@@ -19235,7 +19226,7 @@ def print_token(
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
-    """Yield the index for a command, while the server runs, too: SQLite orders the writes."""
+    """Return the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
     make_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
@@ -19751,7 +19742,7 @@ class BackupCopier(Copier):
 
 @contextlib.contextmanager
 def held_folder(path: Path) -> Iterator[None]:
-    """Yield a folder, made if it is not there, that no other backup is made in meanwhile."""
+    """Hold a folder, made if it is not there: no other backup is made in it meanwhile."""
     with contextlib.ExitStack() as cleanup:
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
@@ -21005,7 +20996,7 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
 
 
 def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
-    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
+    """Have SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def leave() -> None:
         listener.close()  # so that another server may have the port at once

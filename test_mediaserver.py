@@ -3549,6 +3549,11 @@ def refuse_direct(error: int) -> Callable[..., Any]:
     return Refusing
 
 
+def test_an_error_is_told_even_where_what_was_begun_cannot_be_undone():
+    with pytest.raises(ValueError, match="why"), ms.undoing(os.close, -1):
+        raise ValueError("why")
+
+
 @pytest.mark.parametrize("how", ["", "pauses", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, how):
@@ -13166,6 +13171,18 @@ def test_a_link_to_more_than_it_lists_says_so(start):
     assert "these are the first 2." in page and page.count("<li>") == 2
 
 
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_file_of_a_link_is_found_behind_more_than_it_lists(start, strip):
+    running = start(constants={"MAX_SHARED": 1})
+    fill(running.storage, {"a/2.png": png()})
+    running.rescan()
+    made = share(running, kind="folder", target="a", strip=strip)
+    path = local(shared(running, made)[0]["url"])
+    fill(running.storage, {"a/1.png": png()})
+    running.rescan()
+    assert (running.get(path).status, len(shared(running, made))) == (200, 1)
+
+
 @pytest.mark.parametrize("filename", ["..", " ", "a/", "a\\ "])
 def test_what_is_uploaded_under_no_name_is_named_file(server, filename):
     user = User(server)
@@ -15344,7 +15361,8 @@ def test_a_heic_picture_is_uploaded_in_the_page_and_shown_or_named(
         heif_library, pillow = need("pillow_heif"), need("PIL.Image")
         noise = pillow.frombytes("RGB", (64, 48), os.urandom(64 * 48 * 3))
         heif_library.from_pillow(noise).save(path)
-    browser.open(f"{server.url}/gallery?album=entities&q={path.stem}")  # others are out of view
+    folder = Entities(server).collection()["id"]  # where nothing else takes the tile out of view
+    browser.open(f"{server.url}/gallery?album={folder}")
     sign_in(browser, OWNER_KEY)
     browser.see("list.can_write")
     browser.choose_files("#files", path)
