@@ -15433,7 +15433,8 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
     browser, server, tmp_path
 ):
     user, large = User(server), png() + unique() * 500_000
-    fill(tmp_path, {"large.png": large, "a.wav": (recording := wav() + unique())})
+    fill(tmp_path, {"large.png": large, "a.wav": (recording := wav() + unique()),
+                    "new.png": (fresh := png_of(4_100_000))})  # fmt: skip
     stamp = (tmp_path / "large.png").stat().st_mtime_ns // 1_000_000
     begun = begin(server, len(large), "accounts", user.headers)
     assert begun.send(0, large[:300_000]).status == 204
@@ -15444,12 +15445,19 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
         "localStorage.setItem(arguments[0], arguments[1]); setPaused(true)",
         f"upload/accounts/large.png/{len(large)}/{stamp}", begun.path,
     )  # fmt: skip
-    browser.choose_files("#files", tmp_path / "large.png", tmp_path / "a.wav")
+    browser.choose_files(
+        "#files", *(tmp_path / name for name in ("large.png", "a.wav", "new.png"))
+    )
     browser.click("#uploads [title='Go on']")
-    browser.see("document.querySelector('#uploads h2')?.textContent === '2/2 done'")
+    browser.see("document.querySelector('#uploads h2')?.textContent === '3/3 done'")
     browser.click("#uploads li a")  # there they are
-    browser.see("document.querySelectorAll('.tile').length === 2")
-    assert sorted(file.read_bytes() for file in user.files()) == sorted([large, recording])
+    browser.see("document.querySelectorAll('.tile').length === 3")
+    stored = [file.read_bytes() for file in user.files()]
+    assert sorted(stored) == sorted([large, recording, fresh])
+    with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db:
+        told = "".join(text for (text,) in db.execute("SELECT metadata FROM upload"))
+    parts = [base64.b64encode(name).decode() in told for name in (b"new.png", b"a.wav")]
+    assert parts == [True, False], "what is small is sent at once"
     assert begun.get()["answer"]["size"] == len(large)
 
 
@@ -15496,6 +15504,14 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.press(ENTER)
     browser.click("#viewer [title=Restore]")
     browser.see("!document.querySelector('.tile') && !document.querySelector('#viewer').open")
+
+    assert user.call("DELETE", f"{MEDIA}{mine}/")[0] == 204
+    browser.open(server.url + "/gallery?album=trash")
+    browser.see("document.querySelector('.tile')")
+    browser.run("window.confirm = () => true")
+    browser.click("#places [title='Empty trash']")
+    browser.see("!document.querySelector('.tile')")
+    assert user.files() == []
 
 
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
@@ -16346,6 +16362,32 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
         ctime for _, ctime in known
     }
     assert answers(served) == told
+
+
+def test_a_restore_brings_back_the_trash_older_versions_and_links(start, tmp_path):
+    running, older, later, shown = start(), png(), png(), png()
+    jane, entities = User(running), Entities(running)
+    trashed = jane.upload(older)[1]["id"]
+    assert jane.call("DELETE", f"{MEDIA}{trashed}/")[0] == 204
+    item = entities.create(older)
+    entities.send("PUT", f"{item['id']}", later)
+    running.upload(shown)
+    link = share(running, kind="file", target=sha256(shown), password="guests")
+    make_backup(running, tmp_path / "backups")
+    run_here("restore", tmp_path / "backups", "--storage_dir", tmp_path / "new")
+    again = start(storage=str(tmp_path / "new"))
+    again.scanned()
+    old = again.get(f"/entity/{item['id']}/file?version=1", **OWNER).body
+    assert (old, Entities(again).content(item["id"])) == (older, later)
+    trash(again, "restore", trashed)
+    record = jane.on(again).call("GET", f"{MEDIA}{trashed}/")[1]
+    assert again.get(local(record["file"])).body == older
+    assert shared(again, link) == 401
+    words = {"Content-Type": "application/x-www-form-urlencoded"}
+    opened = again.request("POST", local(link["url"]), "password=guests", words)
+    cookie = opened.headers["Set-Cookie"].partition(";")[0]
+    (file,) = shared(again, link, cookie=cookie)
+    assert again.get(local(file["url"]), cookie=cookie).body == shown
 
 
 def test_a_backup_has_the_good_copy_of_what_rots_and_the_new_one_of_what_is_edited(
