@@ -12718,6 +12718,10 @@ def test_creation_takes_content_along(server, size):
     assert head.headers["Upload-Complete"] == f"?{int(size == 3000)}"
     bad = {**fields, "Content-Type": "image/png"}
     assert server.request("POST", "/files", content, bad).status == 415
+    before = left_arriving(server.storage)
+    bad = {**fields, "Upload-Checksum": "sha1 AAAA"}
+    assert server.request("POST", "/files", content, bad).status == 460
+    assert left_arriving(server.storage) <= before
 
 
 @pytest.mark.parametrize("algorithm", ms.CHECKSUMS)
@@ -13029,6 +13033,23 @@ def test_the_ietf_draft_s_client_may_send_parts(server):
     assert answer.json["md5"] == md5(content)
     again = send(len(content), b"", "?1")
     assert (again.status, again.headers["Upload-Complete"]) == (400, "?1")
+
+
+@pytest.mark.parametrize("first", ["tus", "draft"])
+def test_an_upload_that_one_protocol_began_goes_on_in_the_other(server, first):
+    content = png(padding=2000)
+    upload, half = begin(server, len(content)), 1000
+    steps = [(first, 0, half), ({"tus": "draft", "draft": "tus"}[first], half, len(content))]
+    for protocol, start, end in steps:
+        fields = {**OWNER, **PARTIAL, "Upload-Offset": str(start)}
+        fields["Upload-Complete"] = f"?{end == len(content):d}"
+        if protocol == "tus":
+            answer = upload.send(start, content[start:end])
+        else:
+            answer = server.request("PATCH", upload.path, content[start:end], fields)
+        assert answer.status in {201, 204}, answer.body
+        assert upload.offset() == end
+    assert upload.get()["answer"]["md5"] == md5(content)
 
 
 def test_an_error_at_the_end_of_the_ietf_draft_s_upload_is_told_as_the_end(server):
