@@ -40,6 +40,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import tracemalloc
@@ -2087,6 +2088,7 @@ def test_a_scoped_token_lets_do_what_it_says_where_it_says_and_nothing_else(star
         scoped("upload", uses=True), scoped("upload", uses=1, jti=""), scoped("upload", exp=None),
         scoped("upload", token_type="access"), scoped("upload", uses=1, jti=5), "?token=a.b.c",
         scoped("upload") + "&token=" + upload_token(), scoped("upload")[:-2],
+        scoped("upload")[:-43] + scoped("upload", path="/x")[-43:],  # another's signature
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
@@ -10586,6 +10588,25 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
     assert running.get(f"/image/{sha256(content['b.gif'])}").body == content["b.gif"]
 
 
+def test_a_file_browser_s_root_is_imported_with_its_database_left(start, tmp_path):
+    running, source = start(), tmp_path / "srv"
+    kept = {"Photos/2024/a b.png": png(), "Videos/c.mp4": mp4(), "d.wav": wav() + unique()}
+    bolt = bytes(16) + b"\xed\xda\x0c\xed" + bytes(4076)  # its first page
+    others = {"filebrowser.db": bolt, ".filebrowser.json": b"{}", "Notes/e.txt": b"x"}
+    fill(source, kept | others)
+    before = everything_in(source)
+    outcomes = [
+        {tuple(line.split("\t")[:2]) for line in owner_says(running, "import", source, *options)
+         .stdout.splitlines()} for options in (["--dry-run"], [], [])
+    ]  # fmt: skip
+    left = {("left", name) for name in others}
+    new, here = ({(word, name) for name in kept} for word in ("new", "here"))
+    assert outcomes == [new | left, new | left, here | left]
+    assert everything_in(source) == before
+    for name, content in kept.items():
+        assert (running.storage / "imported/srv" / name).read_bytes() == content
+
+
 ACCOUNT = {"id": 3, "email": "x@example.com", "password": "pbkdf2_sha256$1$a$b"}
 ITEM = {"model": "media_handler.media", "pk": 1}
 
@@ -12712,6 +12733,10 @@ def test_creation_takes_content_along(server, size):
     assert head.headers["Upload-Complete"] == f"?{int(size == 3000)}"
     bad = {**fields, "Content-Type": "image/png"}
     assert server.request("POST", "/files", content, bad).status == 415
+    before = left_arriving(server.storage)
+    bad = {**fields, "Upload-Checksum": "sha1 AAAA"}
+    assert server.request("POST", "/files", content, bad).status == 460
+    assert left_arriving(server.storage) <= before
 
 
 @pytest.mark.parametrize("algorithm", ms.CHECKSUMS)
@@ -12836,15 +12861,16 @@ def test_one_request_at_a_time_adds_to_an_upload(server):
     assert upload.get()["answer"]["md5"] == md5(content)
 
 
-def test_an_upload_goes_on_after_a_kill(start):
-    running, content = start(), png_of(40 << 20)
-    upload = begin(running, len(content))
-    with upload.begin_to_send(0, len(content), content[: 30 << 20]):
-        offset = wait_until(lambda: max(0, upload.offset() - (16 << 20) + 1), "a checkpoint")
+@pytest.mark.parametrize("size", [40 << 20, pytest.param(1 << 30, marks=pytest.mark.bench)])
+def test_an_upload_goes_on_after_a_kill(start, size):
+    running, content = start(), png_of(size)
+    upload, sent = begin(running, len(content)), size // 4 * 3
+    with upload.begin_to_send(0, len(content), content[:sent]):
+        wait_until(lambda: upload.offset() >= 16 << 20, "a checkpoint")
         running.kill()
     upload.server = running = start()
     offset = upload.offset()
-    assert 16 << 20 <= offset <= 30 << 20
+    assert 16 << 20 <= offset <= sent
     assert upload.send(offset, content[offset:]).status == 204
     answer = upload.get()["answer"]
     assert (answer["md5"], answer["file_size"]) == (md5(content), len(content))
@@ -13022,6 +13048,23 @@ def test_the_ietf_draft_s_client_may_send_parts(server):
     assert answer.json["md5"] == md5(content)
     again = send(len(content), b"", "?1")
     assert (again.status, again.headers["Upload-Complete"]) == (400, "?1")
+
+
+@pytest.mark.parametrize("first", ["tus", "draft"])
+def test_an_upload_that_one_protocol_began_goes_on_in_the_other(server, first):
+    content = png(padding=2000)
+    upload, half = begin(server, len(content)), 1000
+    steps = [(first, 0, half), ({"tus": "draft", "draft": "tus"}[first], half, len(content))]
+    for protocol, start, end in steps:
+        fields = {**OWNER, **PARTIAL, "Upload-Offset": str(start)}
+        fields["Upload-Complete"] = f"?{end == len(content):d}"
+        if protocol == "tus":
+            answer = upload.send(start, content[start:end])
+        else:
+            answer = server.request("PATCH", upload.path, content[start:end], fields)
+        assert answer.status in {201, 204}, answer.body
+        assert upload.offset() == end
+    assert upload.get()["answer"]["md5"] == md5(content)
 
 
 def test_an_error_at_the_end_of_the_ietf_draft_s_upload_is_told_as_the_end(server):
@@ -13207,6 +13250,9 @@ def test_an_ended_link_is_not_answered_from_memory(server):
 def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     made = share(wedding, kind="folder", target="a", password="guests")
     assert (made["has_password"], "guests" in str(made)) == (True, False)
+    with contextlib.closing(sqlite3.connect(wedding.data / "index.sqlite3")) as db:
+        (kept,) = db.execute("SELECT password FROM share WHERE id = ?", (made["id"],)).fetchone()
+    assert ms.verify_password("guests", kept) and kept.startswith("scrypt$")
     path, content = local(made["url"]), (wedding.storage / "a/1.png").read_bytes()
     file = f"{path}/{sha256(content)}"
     form_page = wedding.get(path, accept="text/html")
@@ -15436,7 +15482,8 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
     browser, server, tmp_path
 ):
     user, large = User(server), png() + unique() * 500_000
-    fill(tmp_path, {"large.png": large, "a.wav": (recording := wav() + unique())})
+    fill(tmp_path, {"large.png": large, "a.wav": (recording := wav() + unique()),
+                    "new.png": (fresh := png_of(4_100_000))})  # fmt: skip
     stamp = (tmp_path / "large.png").stat().st_mtime_ns // 1_000_000
     begun = begin(server, len(large), "accounts", user.headers)
     assert begun.send(0, large[:300_000]).status == 204
@@ -15447,12 +15494,19 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
         "localStorage.setItem(arguments[0], arguments[1]); setPaused(true)",
         f"upload/accounts/large.png/{len(large)}/{stamp}", begun.path,
     )  # fmt: skip
-    browser.choose_files("#files", tmp_path / "large.png", tmp_path / "a.wav")
+    browser.choose_files(
+        "#files", *(tmp_path / name for name in ("large.png", "a.wav", "new.png"))
+    )
     browser.click("#uploads [title='Go on']")
-    browser.see("document.querySelector('#uploads h2')?.textContent === '2/2 done'")
+    browser.see("document.querySelector('#uploads h2')?.textContent === '3/3 done'")
     browser.click("#uploads li a")  # there they are
-    browser.see("document.querySelectorAll('.tile').length === 2")
-    assert sorted(file.read_bytes() for file in user.files()) == sorted([large, recording])
+    browser.see("document.querySelectorAll('.tile').length === 3")
+    stored = [file.read_bytes() for file in user.files()]
+    assert sorted(stored) == sorted([large, recording, fresh])
+    with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db:
+        told = "".join(text for (text,) in db.execute("SELECT metadata FROM upload"))
+    parts = [base64.b64encode(name).decode() in told for name in (b"new.png", b"a.wav")]
+    assert parts == [True, False], "what is small is sent at once"
     assert begun.get()["answer"]["size"] == len(large)
 
 
@@ -15499,6 +15553,14 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.press(ENTER)
     browser.click("#viewer [title=Restore]")
     browser.see("!document.querySelector('.tile') && !document.querySelector('#viewer').open")
+
+    assert user.call("DELETE", f"{MEDIA}{mine}/")[0] == 204
+    browser.open(server.url + "/gallery?album=trash")
+    browser.see("document.querySelector('.tile')")
+    browser.run("window.confirm = () => true")
+    browser.click("#places [title='Empty trash']")
+    browser.see("!document.querySelector('.tile')")
+    assert user.files() == []
 
 
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
@@ -15998,6 +16060,16 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+def everything_in(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file below a folder of no server, but for what SQLite needs while it reads."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in paths
+        if not path.name.endswith(("-wal", "-shm"))
+    }
+
+
 def run_here(*words: object, status: int = 0) -> str:
     """Standard output of a command that is run in this process, which saves a start of Python."""
     output = io.StringIO()
@@ -16050,7 +16122,9 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     unseen = running.storage / os.fsdecode(b"unseen \xff.jpg")
     known = running.storage / ".thumbnails" / f"{kept_sha}.png"
     fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen, known)})
+    before = everything_in(running.storage)
     told = run_verify(running.storage, status=1)
+    assert everything_in(running.storage) == before
     damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
     assert (told["ok"], set(told["damaged"]), told["missing"]) == (
         False, damaged, [str(kept["media"])],
@@ -16075,6 +16149,33 @@ def test_verify_of_late_files_only_looks_at_the_others_and_keeps_to_a_rate(start
     told = run_verify(running.storage, "--since=1", "--limit-rate", "8K", status=1)
     assert told["damaged"] == [str(kept["entities"])]
     assert told["seconds"] > 0.9 * told["bytes"] / 8192 > 0
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_verify_tells_how_far_it_is_in_one_line_of_a_terminal_or_in_plain_ones(
+    tmp_path, monkeypatch, capsys, is_terminal
+):
+    fill(tmp_path, {"pictures/a.png": png_of(6000), "pictures/b.png": png_of(2000)})
+    with Server(tmp_path / "pictures") as running:
+        running.scanned()
+    monkeypatch.setattr(ms, "PROGRESS_SECONDS" if is_terminal else "LINE_SECONDS", 0)
+    terminal, own = os.openpty()
+    with open(own, "w", encoding="utf-8") as screen:
+        if is_terminal:
+            monkeypatch.setattr(sys, "stderr", screen)
+        run_here("verify", running.storage)
+        said = capsys.readouterr().err
+        print("end", file=screen, flush=True)
+        while is_terminal and not said.endswith("end\r\n"):
+            said += os.read(terminal, 4096).decode()
+    os.close(terminal)
+    line = r"\d+ % of 8000 bytes, [\d.e+]+ \w+/s, \d+ s left"
+    found = [each[0] for each in re.finditer(line, said)]
+    assert len(found) == 2, said
+    assert found[-1].startswith("100 %") and found[-1].endswith(" 0 s left")
+    rest = re.sub(line, "", said)
+    shown = "\r\x1b[K" * 3 + "end\r\n"  # drawn over, and cleared for what is found
+    assert rest == (shown if is_terminal else "mediaserver: \n" * 2)
 
 
 def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
@@ -16208,7 +16309,9 @@ def test_a_backup_of_a_running_server_can_be_served_and_a_second_one_costs_what_
     filled.rescan()
     (filled.storage / "2024/same.png").unlink()
     filled.rescan()
-    second = make_backup(filled, place)
+    again = json.loads(run_here("backup", place, "--json", "--storage_dir", filled.storage))
+    second = Path(again["place"])
+    assert again["copied"] == (filled.storage / "late.png").stat().st_size
     assert sorted(place.iterdir()) == [first, second]
     assert place.stat().st_mode & 0o77 == 0
     hashes = (second / ".mediaserver" / "manifest.sha256").read_bytes()
@@ -16240,8 +16343,10 @@ def test_a_backup_that_was_killed_is_no_backup_and_goes_on(filled, tmp_path, cap
     assert "there is no backup" in capsys.readouterr().err
     lost = next(left.rglob("*.png"))  # what was not on disk yet when power was cut
     lost.write_bytes(bytes(lost.stat().st_size))
-    made = make_backup(filled, place)
-    assert list(place.iterdir()) == [made]
+    kept = sum(path.stat().st_size for path in left.rglob("*.png") if path != lost)
+    told = json.loads(run_here("backup", place, "--json", "--storage_dir", filled.storage))
+    (made,) = place.iterdir()
+    assert kept > 0 and told["copied"] == told["bytes"] - kept
     assert run_verify(made)["files"] == 9
 
 
@@ -16306,6 +16411,32 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
         ctime for _, ctime in known
     }
     assert answers(served) == told
+
+
+def test_a_restore_brings_back_the_trash_older_versions_and_links(start, tmp_path):
+    running, older, later, shown = start(), png(), png(), png()
+    jane, entities = User(running), Entities(running)
+    trashed = jane.upload(older)[1]["id"]
+    assert jane.call("DELETE", f"{MEDIA}{trashed}/")[0] == 204
+    item = entities.create(older)
+    entities.send("PUT", f"{item['id']}", later)
+    running.upload(shown)
+    link = share(running, kind="file", target=sha256(shown), password="guests")
+    make_backup(running, tmp_path / "backups")
+    run_here("restore", tmp_path / "backups", "--storage_dir", tmp_path / "new")
+    again = start(storage=str(tmp_path / "new"))
+    again.scanned()
+    old = again.get(f"/entity/{item['id']}/file?version=1", **OWNER).body
+    assert (old, Entities(again).content(item["id"])) == (older, later)
+    trash(again, "restore", trashed)
+    record = jane.on(again).call("GET", f"{MEDIA}{trashed}/")[1]
+    assert again.get(local(record["file"])).body == older
+    assert shared(again, link) == 401
+    words = {"Content-Type": "application/x-www-form-urlencoded"}
+    opened = again.request("POST", local(link["url"]), "password=guests", words)
+    cookie = opened.headers["Set-Cookie"].partition(";")[0]
+    (file,) = shared(again, link, cookie=cookie)
+    assert again.get(local(file["url"]), cookie=cookie).body == shown
 
 
 def test_a_backup_has_the_good_copy_of_what_rots_and_the_new_one_of_what_is_edited(
@@ -17242,6 +17373,22 @@ def test_the_unit_has_no_fault():
     lines = unit.read_text()
     assert "~@resources" not in re.sub(r"^#.*", "", lines, flags=re.MULTILINE)  # decoders need it
     assert "RestartPreventExitStatus=2" in lines
+
+
+def test_the_readme_s_units_of_every_night_have_no_fault(start, tmp_path):
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    for name in ("service", "timer"):
+        block = re.search(rf"mediaserver-verify\.{name}`(?:.*\n)+?\n((?:    .*\n|\n)+)", text)
+        (tmp_path / f"mediaserver-verify.{name}").write_text(textwrap.dedent(block[1]))
+    unit = tmp_path / "mediaserver-verify.service"
+    words = re.search(r"^ExecStart=/usr/local/bin/media-server (.*)$", unit.read_text(), re.M)
+    running = start()
+    fill_families(running)
+    told = run_here(*words[1].split(), "--storage_dir", running.storage)
+    assert "all is as it was taken in" in told
+    unit.write_text(unit.read_text().replace("/usr/local/bin/media-server", "/bin/true"))
+    units = (unit, unit.with_suffix(".timer"))
+    assert said_by(need("systemd-analyze"), "verify", "--man=no", *units) == (0, "")
 
 
 def test_nginx_takes_the_site_without_a_word(tmp_path, certificate):
