@@ -2960,7 +2960,7 @@ WHEN, ZERO_1970 = int(MADE) + 2082844800, 2082844800
 ITEM = box(b"\xa9day", box(b"data", bytes(8), b"2019-05-04T05:02:01+0200"))
 RECORDED = b"2019-05-04 05:02:01+02:00"
 LATER = b"\0\x19\0\0" + b"2020-01-01 00:00:00Z"
-KEYS = box(b"meta", box(b"hdlr", full(0, bytes(4), b"mdta")), box(
+KEYED = box(b"meta", box(b"hdlr", full(0, bytes(4), b"mdta")), box(
     b"keys", full(0, struct.pack(">I", 1), box(b"mdta", b"com.apple.quicktime.creationdate"))
 ), box(b"ilst", box(b"\0\0\0\1", box(b"data", bytes(8), RECORDED))))  # fmt: skip
 TAGS = element(0x1254C367, element(0x7373, element(
@@ -2975,7 +2975,7 @@ TAGS = element(0x1254C367, element(0x7373, element(
         (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 0, 1))), MADE),
         (mp4_of(movie=box(b"moov", made_at(0))), None),
         (mp4_of(movie=box(b"moov", made_at(ZERO_1970, 1, 1, 1))), None),
-        (mp4_of(movie=box(b"moov", noted(b"\xa9day", LATER, 0), KEYS)), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"\xa9day", LATER, 0), KEYED)), MADE),
         (mp4_of(movie=box(b"moov", box(b"mvhd", full(0, WHEN.to_bytes(4, "big"), bytes(12))),
                           made_at(1 << 31, 0, 1, 1))), MADE),
         (mp4_of(movie=box(b"moov", noted(b"date", RECORDED))), MADE),
