@@ -8231,6 +8231,10 @@ def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     if profile:
         if picture.mode == "L" and profile[16:20] == b"RGB ":
             picture = picture.convert("RGB")
+        if picture.mode == "RGBA" and profile[16:20] == b"GRAY":
+            grey = convert_to_srgb(picture.getchannel("R"), profile).convert("RGBA")
+            grey.putalpha(picture.getchannel("A"))
+            return grey
         with contextlib.suppress(Exception):  # ImageCms raises anything, or is not there
             converted: Image.Image = find_transform(profile, picture.mode).apply(picture)
             return converted

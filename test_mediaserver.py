@@ -2882,6 +2882,7 @@ def test_what_is_no_image_video_or_audio_is_nothing(head: bytes) -> None:
         (b"2019/ 5/ 4  5:02:01AM", b"+02", MADE), (b"2019/5/4 3:02:01 UTC", b"+02:00", MADE),
         (b"2019-05-04 05:02:01+99:00", b"+02:00", MADE),
         (b"Sat May 04 03:02:01 2019\n\0", b"Z", MADE),
+        (b"2019:05:04 5:02:01PM", b"+14:00", MADE), (b"2019:05:04 05:02:01", b"+15:01", "local"),
         (b"2019:05:04 05:02:01", b"-18:00", "local"), (b"2019:05:04 5:02:01AM", b"", "local"),
         (b"Sat May  4 05:02:01 2019\0\0", b"", "local"),
         (b"2019:13:04 05:02:01", b"Z", None), (b"2019:02:30 05:02:01", b"Z", None),
@@ -2900,6 +2901,7 @@ EDITED = b'<x xmlns:e="http://ns.adobe.com/exif/1.0/" xmp:CreateDate="2020-01-01
 IPTC = b"\x1c\2\x37\0\x0820190504\x1c\2\x3c\0\x0b050201+0200"
 RESOURCES = b"8BIM\4\2\0\0\0\0\0\1x\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(IPTC)) + IPTC
 PACKET = EDITED + b"><e:DateTimeOriginal>\n2019-05-04T03:02:01Z</e:DateTimeOriginal></x>"
+DATED = EDITED + b' photoshop:DateCreated="2019-05-04T03:02:01Z"/>'
 NO_TIME = {"x9003": b"0000:00:00 00:00:00"}
 
 
@@ -2914,6 +2916,7 @@ NO_TIME = {"x9003": b"0000:00:00 00:00:00"}
         ({"x9003": b"1815:06:18 11:00:00", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
          PACKET, "exif"),
         (NO_TIME, PACKET, "xmp"),  # its original, not its making; nor EXIF's edit
+        (NO_TIME, DATED, "xmp"),  # Photoshop's time before its making
         (NO_TIME, b"Photoshop 3.0\0" + RESOURCES, "iptc"),
         (NO_TIME, b"", None),
     ],
@@ -2924,6 +2927,18 @@ def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edite
     block = b"Exif\0\0" + exif_tiff(**{"x9291": b"", **tags})
     got = probe(jpeg_of((0xED if b"8BIM" in others else 0xE1, others), (0xE1, block)))
     assert got and (got.created, got.created_source) == (MADE if source else None, source)
+
+
+def test_xmp_is_asked_before_iptc_and_iptc_before_the_time_of_a_png() -> None:
+    written = (b"tEXt", b"Creation Time\x002021-01-01T00:00:00Z")
+    iptc = b"\niptc\n%8d\n%b\n" % (len(RESOURCES), RESOURCES.hex().encode())
+    noted = (b"tEXt", b"Raw profile type iptc\0" + iptc)
+    later = PACKET.replace(b"2019-05", b"2018-05")
+    described = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + later)
+    for chunks, source in (((written, noted, described), "xmp"), ((noted, written), "iptc")):
+        got = probe(png_with(*chunks, *reversed(chunks)))
+        assert got and got.created_source == source
+        assert (got.created == MADE) is (source == "iptc")
 
 
 def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
@@ -2946,6 +2961,10 @@ def noted(kind: bytes, text: bytes, seconds: int = 1 << 31) -> bytes:
 WHEN, ZERO_1970 = int(MADE) + 2082844800, 2082844800
 ITEM = box(b"\xa9day", box(b"data", bytes(8), b"2019-05-04T05:02:01+0200"))
 RECORDED = b"2019-05-04 05:02:01+02:00"
+LATER = b"\0\x19\0\0" + b"2020-01-01 00:00:00Z"
+KEYED = box(b"meta", box(b"hdlr", full(0, bytes(4), b"mdta")), box(
+    b"keys", full(0, struct.pack(">I", 1), box(b"mdta", b"com.apple.quicktime.creationdate"))
+), box(b"ilst", box(b"\0\0\0\1", box(b"data", bytes(8), RECORDED))))  # fmt: skip
 TAGS = element(0x1254C367, element(0x7373, element(
     0x67C8, element(0x45A3, b"DATE_RECORDED"), element(0x4487, RECORDED))))  # fmt: skip
 
@@ -2958,11 +2977,16 @@ TAGS = element(0x1254C367, element(0x7373, element(
         (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 0, 1))), MADE),
         (mp4_of(movie=box(b"moov", made_at(0))), None),
         (mp4_of(movie=box(b"moov", made_at(ZERO_1970, 1, 1, 1))), None),
+        (mp4_of(movie=box(b"moov", noted(b"\xa9day", LATER, 0), KEYED)), MADE),
+        (mp4_of(movie=box(b"moov", box(b"mvhd", full(0, WHEN.to_bytes(4, "big"), bytes(12))),
+                          made_at(1 << 31, 0, 1, 1))), MADE),
         (mp4_of(movie=box(b"moov", noted(b"date", RECORDED))), MADE),
         (mp4_of(movie=box(b"moov", noted(b"\xa9day", b"\0\x19\0\0" + RECORDED))), MADE),
         (mp4_of(movie=box(b"moov", noted(b"meta", bytes(4) + box(b"ilst", ITEM)))), MADE),
         (mp4_of(movie=box(b"moov", noted(b"XMP_", PACKET, 0))), MADE),
         (element(0x1A45DFA3, element(0x4282, b"matroska")) + element(0x18538067, TAGS), MADE),
+        (element(0x1A45DFA3, element(0x4282, b"matroska"))
+         + element(0x18538067, element(0x1549A966, element(0x4461, bytes(8))), TAGS), MADE),
         (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl", chunk(b"IDIT", b"2019/ 5/ 4  5:02AM\0"))),
          "local"),
         (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl"), chunk(b"_PMX", PACKET)), MADE),
@@ -4010,6 +4034,41 @@ def test_a_store_that_knows_no_conditions_is_asked_without_them(no_waits):
     assert conditional == [True, False, False]
 
 
+def test_an_object_is_sent_with_its_hash_and_on_the_condition_that_there_is_none(
+    no_waits, tmp_path
+):
+    (tmp_path / ".incoming").mkdir()
+    with FakeStore(s3_answer("404 Not Found"), S3_OK) as store:
+        bucket, content = fake_bucket(tmp_path, store), b"some bytes"
+        incoming = arrive(bucket, content)
+        assert bucket.keep(incoming, ["a.png"]) == "a.png"
+        incoming.discard(undo=False)
+        head = store.asked[1].partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
+    assert head[0] == "put /bucket/a.png http/1.1"
+    assert f"x-amz-content-sha256: {sha256(content)}" in head
+    assert "if-none-match: *" in head
+
+
+def test_those_who_try_again_do_not_all_come_at_once(monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr(ms.time, "sleep", waits.append)
+    with FakeStore(*[S3_BUSY, S3_OK] * 9) as store:
+        for _ in range(9):
+            store.client.call(S3_GET)
+    assert all(0 <= wait <= ms.S3_RETRIES[0] for wait in waits)
+    assert len(waits) == 9
+    assert len(set(waits)) > 3
+
+
+def test_a_store_without_an_endpoint_is_that_of_aws_in_the_region(tmp_path):
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-south-2"}
+    given = {"storage_dir": str(tmp_path), "upload_dir": "s3://bucket"}
+    images: Any = ms.open_folders(ms.load_settings(given, keys, {}), None)["images"]
+    url = images.client.presign(images.request("GET", "a.png"), 60)
+    assert url.startswith("https://s3.eu-south-2.amazonaws.com/bucket/a.png?")
+    assert "%2Feu-south-2%2Fs3%2Faws4_request&" in url
+
+
 def test_an_answer_may_follow_a_100(no_waits):
     with FakeStore(b"HTTP/1.1 100 Continue\r\n\r\n" + S3_OK) as store:
         assert store.client.call(S3_GET._replace(method="PUT")).body == b"ok"
@@ -4566,6 +4625,45 @@ def test_colour_profiles_are_applied_and_bad_ones_are_passed_over(
         assert all(abs(a - b) <= 6 for a, b in zip(pixel, expected, strict=True)), pixel
 
 
+def icc(kind: bytes, colours: bytes, connection: bytes, tag: bytes, value: bytes) -> bytes:
+    """An ICC profile with one tag beside its white (ICC.1:2001-04)."""
+    white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    size = 128 + 4 + 24 + len(white) + len(value)
+    head = struct.pack(">I4x4s4s4s4s", size, b"\2\x40\0\0", kind, colours, connection)
+    head = (head.ljust(36, b"\0") + b"acsp").ljust(68, b"\0") + white[8:]
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, tag, 176, len(value))
+    return head.ljust(128, b"\0") + tags + white + value
+
+
+LINEAR_GREY = icc(b"mntr", b"GRAY", b"XYZ ", b"kTRC", b"curv" + bytes(8))
+# Of two points an ink: full cyan alone is red, all else white (Lab in 8 bits).
+SAME = bytes(range(256))
+NO_INK, RED_INK = b"\xff\x80\x80", bytes((136, 208, 195))
+SHAPE = struct.pack(">4B9i", 4, 3, 2, 0, *(65536 * (place % 4 == 0) for place in range(9)))
+INKS = SAME * 4 + NO_INK * 8 + RED_INK + NO_INK * 7 + SAME * 3
+PRESS = icc(b"prtr", b"CMYK", b"Lab ", b"A2B0", b"mft1" + bytes(4) + SHAPE + INKS)
+
+
+@pytest.mark.parametrize(
+    ("extension", "mode", "colour", "profile", "expected"),
+    [
+        ("jpg", "L", 100, LINEAR_GREY, (168, 168, 168, 255)),
+        ("png", "L", 100, LINEAR_GREY, (168, 168, 168, 255)),
+        ("png", "LA", (100, 128), LINEAR_GREY, (168, 168, 168, 128)),
+        ("jpg", "CMYK", (255, 0, 0, 0), PRESS, (251, 0, 8, 255)),
+        ("tif", "CMYK", (255, 0, 0, 0), PRESS, (251, 0, 8, 255)),
+        ("jpg", "CMYK", (255, 0, 0, 0), PRESS[:900], (0, 255, 255, 255)),
+    ],
+)  # fmt: skip
+def test_profiles_of_grey_and_of_a_press_are_applied(
+    thumbnails, tmp_path, pillow, extension, mode, colour, profile, expected
+):
+    source = tmp_path / f"a.{extension}"
+    pillow.new(mode, (600, 300), colour).save(source, icc_profile=profile)
+    pixel = make(thumbnails, source).convert("RGBA").getpixel((99, 99))
+    assert all(abs(a - b) <= 6 for a, b in zip(pixel, expected, strict=True)), pixel
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "expected"), [("L", 200, 200), ("CMYK", (0, 255, 255, 0), 255)]
 )
@@ -4609,7 +4707,9 @@ def test_values_mean_what_a_picture_without_a_profile_says(
     assert all(abs(value - expected) <= 6 for value in pixel)
 
 
-def test_a_picture_that_is_too_large_for_a_preview_is_shown_smaller(tmp_path, monkeypatch, pillow):
+@pytest.fixture
+def small_memory(tmp_path, monkeypatch, pillow):
+    """Thumbnails of decoders that have memory for nothing larger."""
     real = ms.shrink
 
     def shrink(picture, size):
@@ -4618,11 +4718,33 @@ def test_a_picture_that_is_too_large_for_a_preview_is_shown_smaller(tmp_path, mo
         return real(picture, size)
 
     monkeypatch.setattr(ms, "shrink", shrink)
-    pillow.new("RGB", (900, 600), RED).save(tmp_path / "a.jpg")
     thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
-    assert make(thumbnails, tmp_path / "a.jpg").size == (256, 171)
+    yield thumbnails
     stop_host(thumbnails, host)
+
+
+def test_a_picture_that_is_too_large_for_a_preview_is_shown_smaller(
+    small_memory, tmp_path, pillow
+):
+    pillow.new("RGB", (900, 600), RED).save(tmp_path / "a.jpg")
+    assert make(small_memory, tmp_path / "a.jpg").size == (256, 171)
+
+
+@pytest.mark.parametrize(("sizes", "is_shown"), [([260], True), ([], False)])
+def test_of_a_heic_picture_that_is_too_large_the_small_one_in_it_is_shown(
+    small_memory, tmp_path, pillow, sizes, is_shown
+):
+    need("pillow_heif").register_heif_opener()
+    noise = pillow.effect_noise((480, 320), 50).convert("RGB")
+    noise.save(tmp_path / "a.heic", thumbnails=sizes, quality=60)
+    content = bytearray((tmp_path / "a.heic").read_bytes())
+    start = content.index(b"mdat") + 500
+    content[start : start + 9000] = bytes(9000)  # of the large one
+    (tmp_path / "a.heic").write_bytes(content)
+    made = make(small_memory, tmp_path / "a.heic")
+    average = made and made.resize((1, 1), pillow.BOX).getpixel((0, 0))
+    assert bool(made and near(average, (128, 128, 128))) is is_shown, average
 
 
 @pytest.mark.parametrize("name", ["a.gif", "b.png"])
@@ -5137,6 +5259,17 @@ def test_a_video_that_ends_before_the_second_asked_for_is_shown_by_its_first_fra
     options = ("-frames:v", "1", "-c:v", "mpeg4")
     short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
     assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
+
+
+def test_a_video_whose_download_was_cut_short_is_shown_by_what_has_come(
+    thumbnails, tmp_path, pillow, ffmpeg
+):
+    options = ("-t", "9", "-c:v", "mpeg4", "-g", "5", "-movflags", "+faststart")
+    whole = make_video(tmp_path / "a.mp4", "color=blue:s=640x320:r=10,noise=alls=9", *options)
+    content = whole.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    whole.write_bytes(content[: content.index(b"mdat") + 40_000])
+    assert near(make(thumbnails, whole, "video", 9.0).convert("RGB").getpixel((9, 9)), BLUE)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0x94), ("arib-std-b67", 0xBF)])
@@ -8582,9 +8715,9 @@ def names(server: Server) -> set[str]:
 def test_the_list_has_the_documents_fields(start, tmp_path):
     storage = tmp_path / "pictures"
     dated, plain = jpeg(date="2020:05:17 10:20:30"), jpeg()
-    fill(storage, {"a.jpg": dated, "sub/ü b.jpg": plain, "film.mp4": mp4(), "notes.txt": b"x"})
+    fill(storage, {"a.jpg": dated, "sub/ü b.jpg": plain, "film.insv": mp4(), "notes.txt": b"x"})
     described = jpeg_of((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PACKET))
-    fill(storage, {"xmp.insp": described})  # Insta360's name for a JPEG
+    fill(storage, {"xmp.insp": described})  # Insta360's names for an MP4 and a JPEG
     os.utime(storage / "a.jpg", (1e9, 1e9 + 0.25))
     running = start(tz="EST5")  # EXIF has the local time
     running.scanned()
@@ -13998,6 +14131,24 @@ def test_a_file_that_was_changed_in_its_bucket_is_not_served(stored):
         assert server.request("HEAD", path, headers=headers).status == 404
 
 
+def test_verify_names_what_a_bucket_has_lost_or_changed_and_what_no_index_knows(stored):
+    server, store = stored
+    names = [server.store(png_of(20_000), f"{n}.png").json["stored_as"] for n in "abc"]
+    with contextlib.closing(
+        ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+    ) as other:
+        other.call(ms.S3Request("DELETE", "family", f"{store.prefix}images/{names[0]}"))
+    rot(store.folder / store.prefix / "images" / names[1])
+    store.put("images/other.png", b"theirs")
+    words = ["verify", "--json", "--storage_dir", server.storage]
+    ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
+    told, place = json.loads(ended.stdout), f"s3://family/{store.prefix}images"
+    assert ended.returncode == 1
+    assert told["missing"] == [f"{place}/{names[0]}"]
+    assert told["damaged"] == [f"{place}/{names[1]}"]
+    assert f"{place}/other.png" in told["orphaned"] + told["unknown"]
+
+
 def test_a_bucket_that_is_away_makes_its_own_uploads_and_reads_503_and_nothing_else(stored):
     once()
     server, store = stored
@@ -14226,6 +14377,18 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
         answer = back.request("GET", path, headers=headers)
         size = 50_000 if later in path else 100_000
         assert (answer.status, len(answer.body)) == (200, size)
+
+
+def test_what_is_not_as_it_was_taken_in_is_named_when_it_moves(start, store):
+    server, keys = start(), store.environment
+    names = [server.store(png_of(20_000), f"{n}.png").json["stored_as"] for n in "ab"]
+    rot(server.data / "images" / names[0])
+    place = keys.pop("UPLOAD_DIR")
+    words = ["migrate", "images", "--to", place, "--json", "--storage_dir", server.storage]
+    ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **keys)
+    assert ended.returncode == 1
+    assert json.loads(ended.stdout)["damaged"] == [str(server.data / "images" / names[0])]
+    assert f"images/{names[1]}" in store.names()
 
 
 def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stored):
@@ -18112,6 +18275,55 @@ def test_through_proxies_files_come_and_go_and_no_error_is_kept(server, proxied,
         length = len(server.log)
         client.get(f"{proxied}/list", headers={"Authorization": "Bearer x"})
         assert "refused 127.0.0.1 anonymous GET /list: 401" in server.log[length:]
+
+
+@pytest.mark.parametrize("cache", ["nginx", "varnishd"])
+def test_a_cache_as_in_the_readme_serves_what_is_public_when_the_server_is_gone(
+    start, tmp_path, readme, cache
+):
+    once()
+    need(cache)
+    server, port, folder = start(), free_port(), tmp_path / "cache"
+    folder.mkdir()
+    form = (
+        r"```\n(proxy_cache_path .*?)(location .*?)```"
+        if cache == "nginx"
+        else r"```\n(vcl .*?)```"
+    )
+    text = re.search(form, readme, re.DOTALL)
+    assert text
+    if cache == "nginx":
+        parts = (part.replace("/var/cache/nginx", str(folder)) for part in text.groups())
+        config = (
+            "user root; daemon off; error_log stderr; pid {0}/pid; events {{}}"
+            " http {{ access_log off; proxy_temp_path {0}/t; client_body_temp_path {0}/b; {1}"
+            " server {{ listen 127.0.0.1:{3}; {2} }} }}"
+        ).format(folder, *parts, port)
+        command = f"nginx -e stderr -p {folder} -c {folder}/config"
+    else:
+        config = text[1]
+        command = (
+            f"varnishd -j none -F -a 127.0.0.1:{port} -f {folder}/config -n {folder}/w -T none"
+        )
+    config = config.replace("8000", str(server.port))
+    (folder / "config").write_text(config)
+    public, private = png(), png()
+    shown, hidden = local(server.upload(public).json["url"]), server.store(private).json
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command.split(), stdout=log, stderr=log, env=environment)
+    try:
+        wait_until(lambda: accepts(port), cache)
+        with need("httpx").Client(base_url=f"http://127.0.0.1:{port}") as client:
+            kept_back = f"/image/{hidden['stored_as']}"
+            assert client.get(shown).content == public
+            assert client.get(kept_back, headers=OWNER).content == private
+            server.stop()
+            assert client.get(shown).content == public
+            assert client.get(kept_back).status_code >= 500
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
 
 
 # ======================================================================================

@@ -2,7 +2,7 @@
 
 python compare_pictures.py [--keep FOLDER] [PICTURE...]
 
-Without pictures it makes 98 of its own: every format that a browser shows, with profiles,
+Without pictures it makes 104 of its own: every format that a browser shows, with profiles,
 orientations, transparency, 16 bits, gamma and HDR, and cut short; of formats that it does not
 show, the PNG of the same picture and profile is drawn. Prints the mean difference of
 colour (of 255) of each; ends with 1 if one is above 4 that is not in EXPECTED.
@@ -61,7 +61,8 @@ def patterns() -> tuple[Image.Image, Image.Image]:
 
 
 def profiles() -> dict[str, bytes]:
-    """Display P3, linear light, and sRGB with its channels in another order."""
+    """Display P3, Adobe RGB, linear light, and sRGB with its channels in another order."""
+    adobe = 0.60974, 0.31111, 0.01947, 0.20528, 0.62567, 0.06087, 0.14919, 0.06322, 0.74457
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     order = {b"rXYZ": b"gXYZ", b"gXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}
     for name, other in order.items():
@@ -70,6 +71,7 @@ def profiles() -> dict[str, bytes]:
         srgb = srgb.replace(other.upper(), other, 1)
     return {
         "p3": ms.make_profile(ms.COLORANTS[12], ms.linear_of_srgb),
+        "adobe": ms.make_profile(adobe, lambda value: value**2.19921875),
         "linear": ms.make_profile(ms.COLORANTS[1], float),
         "swapped": srgb,
     }
