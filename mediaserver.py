@@ -7875,8 +7875,9 @@ def limit_process() -> None:
     with contextlib.suppress(OSError):  # no /proc, as on macOS, which has no such limit either
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits[resource.RLIMIT_AS] = mapped + DECODE_MEMORY
-    for name, limit in limits.items():
-        resource.setrlimit(name, (limit, limit))
+    for name, limit in limits.items():  # a lower one, as of a container, stays
+        lowest = min({limit, resource.getrlimit(name)[1]} - {resource.RLIM_INFINITY})
+        resource.setrlimit(name, (lowest, lowest))
 
 
 def write_renditions(

@@ -5074,6 +5074,22 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     stop_host(thumbnails, host)
 
 
+def test_a_server_with_less_memory_than_a_decoder_may_take_makes_thumbnails(tmp_path, pillow):
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit")
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+    resource.prlimit(host, resource.RLIMIT_AS, (ms.DECODE_MEMORY, ms.DECODE_MEMORY))
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(make, thumbnails, tmp_path / "a.jpg")
+        try:
+            assert made.result(DEADLINE) is not None
+        finally:  # a decoder that ends before it has taken its job would be forked for ever
+            thumbnails.is_over = True
+    stop_host(thumbnails, host)
+
+
 def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
     quadrants(pillow).save(tmp_path / "a.jpg")
 
