@@ -9895,13 +9895,13 @@ def parse_date(value: str, now: float | None = None) -> int | None:
     return int(date.timestamp())
 
 
-def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+def format_head(status: int, headers: Mapping[str, str]) -> bytes:
     """Format the status line, the fields and the empty line after them (RFC 9112 §4).
 
     Raises ValueError if a CR, LF or NUL would make other fields, or another answer, of a value.
     """
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     head = "\r\n".join(lines)
     if not len(lines) - 1 == head.count("\r") == head.count("\n") or "\0" in head:
         raise ValueError("a header field must not contain CR, LF or NUL")
@@ -10029,13 +10029,14 @@ class Response:
     def __init__(
         self,
         status: int = 200,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
         body: bytes | Iterable[Segment] = b"",
+        *,
         length: int = 0,
         resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
-        self.headers = list(headers)
+        self.headers = dict(headers or {})
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
@@ -10053,7 +10054,7 @@ class Response:
 
     def again(self, principal: str) -> Response:
         """Return a prepared answer for somebody else."""
-        response = Response(self.status, (), self.body, self.length)
+        response = Response(self.status, None, self.body, length=self.length)
         response.prepared, response.route = self.prepared, self.route
         response.principal = principal
         return response
@@ -10071,14 +10072,16 @@ class Response:
             start, rest = self.prepared
             fields = date if keep_alive else f"{date}\r\nConnection: close"
             return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
-        headers = [("Date", date), *self.headers]
+        headers = {"Date": date, **self.headers}
         bodiless = self.status in {204, 304}
-        if not bodiless:
-            headers.append(("Content-Length", str(self.length)))
+        if bodiless:
+            headers.pop("Content-Type", None)
+        else:
+            headers["Content-Length"] = str(self.length)
         if not keep_alive:
-            headers.append(("Connection", "close"))
+            headers["Connection"] = "close"
         elif head is not None and head.version == (1, 0):
-            headers.append(("Connection", "keep-alive"))
+            headers["Connection"] = "keep-alive"
         block = format_head(self.status, headers)
         if bodiless or (head is not None and head.method == "HEAD"):
             return iter((block,))
@@ -10110,7 +10113,7 @@ class Exchange(NamedTuple):
     What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
-    interim: Sequence[tuple[str, str]]  # the fields of a 104 before the body; none: no 104
+    interim: Mapping[str, str]  # the fields of a 104 before the body; none: no 104
     feed: Callable[[memoryview], Answer | None]  # takes content, which is good until it returns
     pause: Callable[[], Answer | None]  # lets go of what is not needed while no more comes
     finish: Callable[[], Answer]  # the body is complete
@@ -10294,7 +10297,7 @@ class Connection:
 
     # -- answering
 
-    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+    def send_interim(self, headers: Mapping[str, str]) -> None:
         """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
         if headers and self.head is not None and self.head.version > (1, 0):
             self.socket.send(format_head(104, headers))  # as short as it is alone
@@ -10930,6 +10933,7 @@ MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 HTML_TYPE = "text/html; charset=utf-8"
+TEXT_TYPES = {JSON_TYPE, HTML_TYPE}  # of answers that are compressed
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
@@ -11015,7 +11019,7 @@ class Route(NamedTuple):
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
-    headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
+    headers: Mapping[str, str] = {}  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
     name: str = ""  # in the documentation, where it is another one than the handler's
     header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
@@ -11314,7 +11318,7 @@ class HotFile:
         self.state = hot_state(status)
         self.content = content
         self.is_small = bool(content.source)
-        self.fields = tuple(content.headers())
+        self.fields = content.headers()
         self.access = access
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
@@ -11953,8 +11957,8 @@ class Request:
         self.has_upload = False  # or it is still to come, for an upload that can be resumed
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
-        self.interim: list[tuple[str, str]] = []  # fields of a 104
-        self.answer_headers: tuple[tuple[str, str], ...] = ()  # whatever the answer is
+        self.interim: Mapping[str, str] = {}  # fields of a 104
+        self.answer_headers: Mapping[str, str] = {}  # whatever the answer is
 
     @property
     def behind_proxy(self) -> bool:
@@ -12515,29 +12519,30 @@ def need_mounts(app: App) -> None:
 
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 def json_response(
-    value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return an answer in JSON."""
     return text_response(to_json(value), status, headers)
 
 
 def text_response(
-    text: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+    text: str, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Answer with the text of a JSON value."""
-    body = text.encode("utf-8", "replace")
-    return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
+    fields = {"Content-Type": JSON_TYPE, **(headers or {})}
+    return Response(status, fields, text.encode("utf-8", "replace"))
 
 
-def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, str]:
-    """Return the field that sets a cookie for a URL and those below (RFC 6265, section 4.1)."""
+def format_cookie(url: str, pair: str, seconds: int, same_site: str) -> str:
+    """Return Set-Cookie's value for a URL and those below (RFC 6265, section 4.1)."""
     base = urlsplit(url)
     secure = "; Secure" if base.scheme == "https" else ""
     rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
-    return "Set-Cookie", f"{pair}; {rules}"
+    return f"{pair}; {rules}"
 
 
 def format_time(seconds: float, timespec: str = "microseconds") -> str:
@@ -12592,23 +12597,22 @@ class Content(NamedTuple):
         """Return the strong entity tag, the quoted hash (RFC 9110 §8.8.3); "" if there is none."""
         return self.sha256 and f'"{self.sha256}"'
 
-    def headers(self) -> list[tuple[str, str]]:
+    def headers(self) -> dict[str, str]:
         """Return the header fields of an answer with the content."""
-        headers = [("Content-Type", self.mime_type), ("X-Content-Type-Options", "nosniff")]
+        headers = {"Content-Type": self.mime_type, "Cache-Control": self.cache_control}
         if self.sha256:
-            headers += [("ETag", self.etag), ("Accept-Ranges", "bytes")]
-        headers.append(("Cache-Control", self.cache_control))
+            headers |= {"ETag": self.etag, "Accept-Ranges": "bytes"}
         if self.last_modified is not None:
-            headers.append(("Last-Modified", format_date(self.last_modified)))
+            headers["Last-Modified"] = format_date(self.last_modified)
         if self.vary or self.mime_type == JSON_TYPE:
-            headers.append(("Vary", self.vary or "Accept-Encoding"))
+            headers["Vary"] = self.vary or "Accept-Encoding"
         if self.mime_type == "image/svg+xml":
-            headers.append(("Content-Security-Policy", SVG_POLICY))
+            headers["Content-Security-Policy"] = SVG_POLICY
         elif self.filename and self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
             name = printable(self.filename)
-            headers.append(("Content-Disposition", content_disposition_attachment(name)))
+            headers["Content-Disposition"] = content_disposition_attachment(name)
         if self.encoding:
-            headers.append(("Content-Encoding", self.encoding))
+            headers["Content-Encoding"] = self.encoding
         return headers
 
     def cut(self, first: int, last: int, before: bytes = b"") -> Iterator[Segment]:
@@ -12634,40 +12638,41 @@ SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sand
 
 
 def content_response(
-    head: RequestHead, content: Content, known: Iterable[tuple[str, str]] = ()
+    head: RequestHead, content: Content, known: Mapping[str, str] | None = None
 ) -> Response:
     """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
 
     `known` are the content's header fields, where they are put together already.
     """
-    headers, fields, ranges = head.headers, [*known] or content.headers(), None
+    headers, fields, ranges = head.headers, dict(known or content.headers()), None
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
         about = (content.etag, content.last_modified)
         check_preconditions(headers, *about)
         if not_modified(headers, *about):
-            return Response(304, fields[2:], resource=held)
+            return Response(304, fields, resource=held)
         # Ranges are defined for GET alone (§14.2).
         if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
             ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
-            fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
-        return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
+            del fields["Accept-Ranges"]  # nginx adds its own to a whole file
+        return Response(200, {**fields, "X-Accel-Redirect": content.internal}, resource=held)
     if ranges is None and isinstance(content.source, bytes):
         return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
-        return Response(200, fields, body, content.size, held)
+        return Response(200, fields, body, length=content.size, resource=held)
     if len(ranges) == 1:
         first, last = ranges[0]
-        fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
+        fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
+        body, length = [*content.cut(first, last)], last + 1 - first
+        return Response(206, fields, body, length=length, resource=held)
     return multirange_response(content, fields, ranges)
 
 
 def multirange_response(
-    content: Content, fields: list[tuple[str, str]], ranges: Sequence[tuple[int, int]]
+    content: Content, fields: Mapping[str, str], ranges: Sequence[tuple[int, int]]
 ) -> Response:
     """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
@@ -12678,10 +12683,10 @@ def multirange_response(
         head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
         length += len(head) + last + 1 - first
         parts += content.cut(first, last, head)
-    end = f"\r\n--{boundary}--\r\n".encode()
-    fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
+    parts.append(end := f"\r\n--{boundary}--\r\n".encode())
+    fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
     held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, [*parts, end], length + len(end), held)
+    return Response(206, fields, parts, length=length + len(end), resource=held)
 
 
 # -- The application ---------------------------------------------------------------------
@@ -12708,25 +12713,25 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
 }
 
 
-def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
-    """Return what tells a browser which pages may read an answer (Fetch Standard, CORS)."""
-    exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
-    if "*" in origins:
-        return [("Access-Control-Allow-Origin", "*"), *exposed]
-    allowed = [("Access-Control-Allow-Origin", origin), *exposed] if origin in origins else []
-    return [*allowed, ("Vary", "Origin")]
+def add_vary(headers: dict[str, str], name: str) -> None:
+    """Name a field of the request that an answer depends on, too (RFC 9110 §12.5.5)."""
+    headers["Vary"] = f"{headers['Vary']}, {name}" if "Vary" in headers else name
 
 
 def complete_headers(response: Response, origins: Sequence[str], origin: str) -> None:
     """Add CORS and what keeps browsers from guessing types, and caches what may change."""
-    if origins:
-        response.headers += cors_headers(origins, origin)
-    names = {name for name, _ in response.headers}
-    if "X-Content-Type-Options" not in names:
-        response.headers.append(("X-Content-Type-Options", "nosniff"))
-    changing = response.status >= 400 or ("Content-Type", JSON_TYPE) in response.headers
-    if changing and not names & {"Cache-Control", "ETag"}:
-        response.headers.append(("Cache-Control", "no-store"))
+    headers = response.headers
+    allowed = "*" if "*" in origins else origin if origin in origins else ""
+    if allowed:  # which pages may read the answer (Fetch Standard, CORS)
+        headers["Access-Control-Allow-Origin"] = allowed
+        if origin:
+            headers["Access-Control-Expose-Headers"] = CORS_EXPOSED
+    if origins and "*" not in origins:
+        add_vary(headers, "Origin")
+    headers["X-Content-Type-Options"] = "nosniff"
+    changing = response.status >= 400 or headers.get("Content-Type") == JSON_TYPE
+    if changing and headers.keys().isdisjoint(("Cache-Control", "ETag")):
+        headers |= NO_STORE
 
 
 REFUSALS = frozenset({401, 403, 429})
@@ -12921,20 +12926,20 @@ class Application(Service):
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-        headers = [("Allow", allow)]
+        headers = {"Allow": allow}
         asked = "access-control-request-method" in head.headers
         if asked and self.app.settings.cors_allow_origins:
             wanted = head.headers.get("access-control-request-headers")
-            headers += [
-                ("Access-Control-Allow-Methods", allow),
-                ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
-                ("Access-Control-Max-Age", CORS_MAX_AGE),
-            ]
+            headers |= {
+                "Access-Control-Allow-Methods": allow,
+                "Access-Control-Allow-Headers": wanted or "Authorization, Content-Type",
+                "Access-Control-Max-Age": CORS_MAX_AGE,
+            }
         if "OPTIONS" in found:  # what a protocol of its own has to say
             item, parameters = found["OPTIONS"]
             said = item.handler(self.app, request, **parameters)
             assert isinstance(said, Response)
-            headers += said.headers
+            headers |= said.headers
         return Response(204, headers)
 
     def finish(
@@ -12942,25 +12947,22 @@ class Application(Service):
     ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         if request is not None:
-            response.headers += request.answer_headers
+            response.headers |= request.answer_headers
             response.route, response.principal = request.route, str(request.principal)
         origins = self.app.settings.cors_allow_origins
         complete_headers(response, origins, head.headers.get("origin", ""))
-        body = response.body
-        kinds = ("Content-Type", JSON_TYPE), ("Content-Type", HTML_TYPE)
-        if not isinstance(body, bytes) or response.headers[0] not in kinds:
+        body, headers = response.body, response.headers
+        if not isinstance(body, bytes) or headers.get("Content-Type") not in TEXT_TYPES:
             return
         if is_long := len(body) > GZIP_BYTES:
-            response.headers.append(("Vary", "Accept-Encoding"))
-        name, tag = response.headers[1]
-        if name == "ETag" and not_modified(head.headers, tag, None):
+            add_vary(headers, "Accept-Encoding")
+        if "ETag" in headers and not_modified(head.headers, headers["ETag"], None):
             # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
             response.status, response.body, response.length = 304, b"", 0
-            del response.headers[0]
         elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
             response.length = len(response.body)
-            response.headers.append(("Content-Encoding", "gzip"))
+            headers["Content-Encoding"] = "gzip"
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
         response = error_response(error, "")
@@ -13031,10 +13033,8 @@ class Application(Service):
 
     def _prepare(self, hot: HotFile, status: int) -> Response:
         """Put an answer with a hot file together that is the same whoever asks."""
-        if status == 304:
-            response = Response(304, hot.fields[2:])
-        else:
-            response = Response(200, hot.fields, hot.content.source)  # type: ignore[arg-type]
+        body = b"" if status == 304 else hot.content.source
+        response = Response(status, hot.fields, body)  # type: ignore[arg-type]
         complete_headers(response, self.app.settings.cors_allow_origins, "")
         response.route, response.principal = hot.route, str(ANONYMOUS)
         hot.prepared[status] = response.prepare()
@@ -13159,7 +13159,7 @@ def error_response(error: HTTPError, family: str) -> Response:
         for problem in error.problems:
             name = problem.field or "non_field_errors"
             value.setdefault(name, []).append(django_message(problem))
-    return json_response(value, status, error.headers.items())
+    return json_response(value, status, error.headers)
 
 
 def fastapi_error(problem: FieldError) -> dict[str, Any]:
@@ -13293,7 +13293,7 @@ def file_response(
         held = source.read(file.size + 1) if small else source
         content = Content(held, *about, internal)
         hot = None if by_link else remember_hot(app, request, file, content, status)
-        response = content_response(request.head, content, hot.fields if hot else ())
+        response = content_response(request.head, content, hot.fields if hot else None)
         if not small:
             cleanup.pop_all()
     return response
@@ -13310,8 +13310,8 @@ def object_response(request: Request, content: Content, source: ObjectReader) ->
             return response
         if request.app.settings.s3_redirect:
             scope = content.cache_control.partition(",")[0]
-            rule = ("Cache-Control", f"{scope}, max-age={S3_URL_SECONDS // 2}")
-            return Response(307, [("Location", source.url(S3_URL_SECONDS)), rule])
+            rule, url = f"{scope}, max-age={S3_URL_SECONDS // 2}", source.url(S3_URL_SECONDS)
+            return Response(307, {"Location": url, "Cache-Control": rule})
         first = next(iter(response.body), None)
         if isinstance(first, FileSlice):
             first.fetch(source)
@@ -13455,7 +13455,7 @@ def upload_media(app: App, request: Request) -> Response:
         "content_type": facts.mime_type,
         "sha256": asset.sha256,
     }
-    return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
+    return json_response(value, 201, {"Location": request.reference(f"/media/{filename}")})
 
 
 @route("GET", "/media/{filename}", READ, "media", {200: "file"})
@@ -14596,8 +14596,8 @@ def create_entity(app: App, request: Request) -> Response:
     """Create an entity."""
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
-    location = ("Location", request.reference(f"/entity/{entity.id}"))
-    return json_response(entity_json(entity), 201, [location])
+    location = request.reference(f"/entity/{entity.id}")
+    return json_response(entity_json(entity), 201, {"Location": location})
 
 
 @route("GET", "/entity/{id}", READ, "entities", {200: "Item"},
@@ -14896,8 +14896,8 @@ def create_share(app: App, request: Request) -> Response:
         expires_at=now + seconds if seconds else None,
     )
     app.index.shares.add(share, now)
-    path = f"/s/{share.id}"
-    return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+    location = request.reference(f"/s/{share.id}")
+    return json_response(share_json(request, share), 201, {"Location": location})
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -14968,13 +14968,13 @@ def share_page(
     share: Share, texts: Mapping[str, str], content: str, status: int = 200
 ) -> Response:
     """Return an answer with a page of a share, which no other site may show or learn of."""
-    headers = [
-        ("Content-Type", HTML_TYPE),
-        ("Content-Security-Policy", SHARE_PAGE_POLICY),
-        ("Referrer-Policy", "no-referrer"),
-        ("Cache-Control", "no-store"),
-        ("Vary", "Accept, Accept-Language"),
-    ]
+    headers = {
+        "Content-Type": HTML_TYPE,
+        "Content-Security-Policy": SHARE_PAGE_POLICY,
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Accept, Accept-Language",
+        **NO_STORE,
+    }
     title = html.escape(share.title or texts["pictures"])
     page = SHARE_PAGE.format(**texts, title=title, content=content)
     return Response(status, headers, page.encode())
@@ -15003,7 +15003,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
         return share_page(share, texts, f"{form}<ul>{tiles}</ul>{notes}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
-    return json_response({**value, "has_more": has_more}, headers=[("Vary", "Accept")])
+    return json_response({**value, "has_more": has_more}, headers={"Vary": "Accept"})
 
 
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
@@ -15069,8 +15069,8 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
     path, what = f"/s/{share.id}", f"{share.id} {share.password}"
     value = f"{SHARE_COOKIE}={expires}.{sign_until(app.share_key, what, expires)}"
-    cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
-    return Response(303, [("Location", request.reference(path)), cookie])
+    cookie = format_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
+    return Response(303, {"Location": request.reference(path), "Set-Cookie": cookie})
 
 
 def check_guest(app: App, request: Request, token: str) -> Share:
@@ -15110,7 +15110,7 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     add = add_to_folder if share.kind == "folder" else add_for_maker
     file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
+        return Response(303, {"Location": request.reference(f"/s/{share.id}")})
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
@@ -15296,7 +15296,7 @@ def empty_my_trash(app: App, request: Request) -> Response:
 # beginning, as far as they need no content, and its handler gets the whole. Both protocols work
 # on one kind of upload.
 
-TUS_HEADERS = (("Tus-Resumable", TUS_VERSION),)
+TUS_HEADERS = {"Tus-Resumable": TUS_VERSION}
 TUS_EXTENSIONS = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 )
@@ -15375,8 +15375,11 @@ def begin_resumable(request: Request) -> Transfer:
     check_upload(request, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
-        version = ("Upload-Draft-Interop-Version", head.draft)
-        request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
+        request.interim = {
+            "Location": upload_url(request, upload),
+            "Upload-Limit": format_limit(app, upload),
+            "Upload-Draft-Interop-Version": head.draft,
+        }
     request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
     return request.transfer
 
@@ -15388,7 +15391,7 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
     if head.offset is None:
         raise HTTPError(400, "Upload-Offset must say where the content begins.")
-    state, is_complete = dict(upload_headers(app, upload)), upload.answer is not None
+    state, is_complete = upload_headers(app, upload), upload.answer is not None
     if is_complete and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
     if head.offset != upload.received or (is_complete and request.head.has_body):
@@ -15444,23 +15447,23 @@ def upload_url(request: Request, upload: OpenUpload) -> str:
     return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
 
 
-def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
+def format_limit(app: App, upload: OpenUpload) -> str:
     """Return Upload-Limit for an upload (draft-ietf-httpbis-resumable-upload)."""
     size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
-    return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
+    return f"max-size={size}, max-age={max(0, int(age))}"
 
 
-def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
+def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     """Return how far an upload is, in the words of both protocols."""
-    length = ("Upload-Length", str(upload.length))
-    return [
-        ("Upload-Offset", str(upload.received)),
-        ("Upload-Complete", f"?{upload.answer is not None:d}"),
-        ("Upload-Defer-Length", "1") if upload.length is None else length,
-        ("Upload-Expires", format_date(upload.expires_at)),
-        limits(app, upload),
-        ("Cache-Control", "no-store"),
-    ]
+    name = "Upload-Defer-Length" if upload.length is None else "Upload-Length"
+    return {
+        "Upload-Offset": str(upload.received),
+        "Upload-Complete": f"?{upload.answer is not None:d}",
+        name: "1" if upload.length is None else str(upload.length),
+        "Upload-Expires": format_date(upload.expires_at),
+        "Upload-Limit": format_limit(app, upload),
+        **NO_STORE,
+    }
 
 
 @route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", {204: ""}, headers=TUS_HEADERS)
@@ -15475,7 +15478,7 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
         "Accept-Patch": f"{DRAFT_CONTENT}, {TUS_CONTENT}",
         "Upload-Limit": f"max-size={size}",
     }
-    return Response(204, headers.items())
+    return Response(204, headers)
 
 
 @route("POST", "/files", TARGET, "files",
@@ -15487,14 +15490,13 @@ def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
     transfer = request.transfer
     assert transfer is not None  # begin_resumable has made it
-    location = ("Location", upload_url(request, transfer.upload))
+    location = {"Location": upload_url(request, transfer.upload)}
     if not transfer.is_whole:
-        return Response(201, [location, *upload_headers(app, transfer.upload)])
+        return Response(201, location | upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
     if transfer.is_tus:
         answer.status = 201
-        answer.headers = [field for field in answer.headers if field[0] != "Location"]
-        answer.headers.append(location)
+        answer.headers |= location
     return answer
 
 
@@ -15508,7 +15510,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
     transfer = request.transfer
     if transfer is not None and transfer.is_whole:
         answer = complete_upload(app, request, transfer)
-        return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+        return Response(204, answer.headers) if transfer.is_tus else answer
     upload = transfer.upload if transfer else find_upload(app, request, id)
     return Response(204, upload_headers(app, upload))
 
@@ -15520,7 +15522,7 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
-        headers.append(("Upload-Metadata", upload.metadata))
+        headers["Upload-Metadata"] = upload.metadata
     answer = None if upload.answer is None else json.loads(upload.answer)
     value = {"target": upload.target, "offset": upload.received, "length": upload.length}
     return json_response({**value, "answer": answer}, 200, headers)
@@ -15551,13 +15553,13 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
         passing = transfer.is_known and not for_good
         app.uploads.refuse(upload, incoming, passing=passing)
         if for_good:  # the draft: the end of the upload itself has been reached
-            request.answer_headers += (("Upload-Complete", "?1"),)
+            request.answer_headers = {**request.answer_headers, "Upload-Complete": "?1"}
         raise
     with contextlib.suppress(OSError):
         incoming.discard(undo=False)
     assert isinstance(answer, Response) and isinstance(answer.body, bytes)  # none is deferred
     done = app.uploads.complete(upload, answer.body)
-    answer.headers += [field for field in upload_headers(app, done) if field[0] != "Cache-Control"]
+    answer.headers |= upload_headers(app, done)
     return answer
 
 
@@ -15565,8 +15567,6 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 # 13. System and pages
 # ======================================================================================
 # Health and metrics for programs, pages for people.
-
-NO_STORE = ("Cache-Control", "no-store")
 
 
 def health_json(app: App) -> dict[str, Any]:
@@ -15594,8 +15594,8 @@ def get_health(app: App, request: Request) -> Response:
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
-    cookie = set_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
-    return Response(204, [cookie, NO_STORE])
+    cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
+    return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
 
 @route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
@@ -15606,7 +15606,8 @@ def end_session(app: App, request: Request) -> Response:
     if viewer.cookie and not app.settings.read_only:
         end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
         app.index.token_uses.take(end, now)
-    return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
+    cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict")
+    return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
 
 PREVIEW_QUERY = (
@@ -15750,7 +15751,7 @@ def get_metrics(app: App, request: Request) -> Response:
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
         samples = [("", found)] if isinstance(found, (int, float)) else found
         lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples]
-    headers = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), NO_STORE]
+    headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", **NO_STORE}
     return Response(200, headers, "".join(lines).encode())
 
 
@@ -16214,13 +16215,13 @@ def build_page(markup: str, style: str, script: str) -> Page:
 
 def page_response(page: Page) -> Response:
     """Answer with a page, which a browser keeps and asks about each time."""
-    headers = [
-        ("Content-Type", HTML_TYPE),
-        ("ETag", page.etag),
-        ("Content-Security-Policy", page.policy),
-        ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Language"),
-    ]
+    headers = {
+        "Content-Type": HTML_TYPE,
+        "ETag": page.etag,
+        "Content-Security-Policy": page.policy,
+        "Cache-Control": "no-cache",
+        "Vary": "Accept, Accept-Language",
+    }
     return Response(200, headers, page.body)
 
 
@@ -16674,7 +16675,7 @@ def tagged_json(text: str) -> Response:
     """Answer with JSON that a browser keeps and asks about each time: it may get a 304."""
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
     etag = f'W/"{digest}"'  # weak: it may be compressed
-    return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
+    return text_response(text, 200, {"ETag": etag, "Cache-Control": "private, no-cache"})
 
 
 # What is downloaded as one file is put together while it is sent: nobody has it in memory. Its
@@ -16776,12 +16777,13 @@ class ZipReader:
 def download_items(app: App, request: Request) -> Response:
     """The files of what the gallery shows, or of some of it, in one zip file."""
     reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
-    headers = [
-        ("Content-Type", "application/zip"),
-        ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
-        NO_STORE,
-    ]
-    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
+    headers = {
+        "Content-Type": "application/zip",
+        "Content-Disposition": content_disposition_attachment(f"{gallery_name(app)}.zip"),
+        **NO_STORE,
+    }
+    body = [FileSlice(reader, 0, reader.size)]
+    return Response(200, headers, body, length=reader.size, resource=reader)
 
 
 def choose_files(app: App, request: Request) -> list[Zipped]:
@@ -18879,14 +18881,15 @@ def gallery_page(language: str) -> Page:
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
-    policy = ("Content-Security-Policy", "default-src 'none'")
-    return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
+    policy = "default-src 'none'"
+    headers = {"Content-Type": "image/svg+xml", "Content-Security-Policy": policy}
+    return Response(200, headers, ICON.encode())
 
 
 @route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
     """The gallery's icon, for a phone's home screen."""
-    return Response(200, [("Content-Type", "image/png")], ICON_PNG)
+    return Response(200, {"Content-Type": "image/png"}, ICON_PNG)
 
 
 @route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
@@ -18903,7 +18906,7 @@ def get_manifest(app: App, request: Request) -> Response:
         "display": "standalone", "background_color": colour, "theme_color": colour,
         "icons": icons,
     }  # fmt: skip
-    headers = [("Content-Type", "application/manifest+json"), NO_STORE]
+    headers = {"Content-Type": "application/manifest+json", **NO_STORE}
     return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
@@ -18918,7 +18921,7 @@ def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
         return get_gallery(app, request)
-    return json_response(health_json(app), headers=[("Vary", "Accept")])
+    return json_response(health_json(app), headers={"Vary": "Accept"})
 
 
 # ======================================================================================

@@ -6528,17 +6528,17 @@ def test_gzip_is_taken_where_its_weight_is_not_zero(value: str, accepted: bool) 
 
 
 def test_a_head_is_formatted() -> None:
-    head = ms.format_head(404, [("Content-Length", "0"), ("X-Name", "caf\xe9")])
+    head = ms.format_head(404, {"Content-Length": "0", "X-Name": "caf\xe9"})
     assert head == b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nX-Name: caf\xe9\r\n\r\n"
-    assert ms.format_head(299, []) == b"HTTP/1.1 299 \r\n\r\n"
+    assert ms.format_head(299, {}) == b"HTTP/1.1 299 \r\n\r\n"
 
 
 @pytest.mark.parametrize("text", ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\r", "\n", "€"])
 @pytest.mark.parametrize("where", ["name", "value"])
 def test_an_answer_cannot_be_split(text: str, where: str) -> None:
-    field = ("X", text) if where == "value" else (text, "x")
+    field = {"X": text} if where == "value" else {text: "x"}
     with pytest.raises(ValueError):
-        ms.format_head(200, [("A", "b"), field, ("C", "d")])
+        ms.format_head(200, {"A": "b", **field, "C": "d"})
 
 
 # ======================================================================================
@@ -6932,10 +6932,10 @@ class Echo:
         return None
 
     def finish(self):
-        return ms.Response(200, [], self.content)
+        return ms.Response(200, {}, self.content)
 
     def refuse(self, error):
-        return ms.Response(error.status, error.headers.items(), b"refused")
+        return ms.Response(error.status, error.headers, b"refused")
 
     def abandon(self):
         pass
@@ -6972,7 +6972,8 @@ class EchoService:
             echo.abandon = lambda: 1 / 0
         if head.path == "/file":
             source = io.FileIO(self.path)
-            return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
+            body = [ms.FileSlice(source, 0, self.size)]
+            return ms.Response(200, {}, body, length=self.size, resource=source)
         return echo if head.has_body else echo.finish()
 
     def inline(self, head, turn):
@@ -6985,7 +6986,7 @@ class EchoService:
         return head.headers.get("x-client", peer)
 
     def on_error(self, error, origin):
-        return ms.Response(error.status, error.headers.items(), b"refused")
+        return ms.Response(error.status, error.headers, b"refused")
 
     def on_answered(self, head, peer, response, seconds):
         pass
