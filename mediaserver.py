@@ -11007,7 +11007,7 @@ class Route(NamedTuple):
     method: str
     path: str
     access: Access
-    family: str
+    family: Family
     summary: str
     answers: Mapping[int, str]
     handler: Callable[..., Answer]
@@ -11019,7 +11019,6 @@ class Route(NamedTuple):
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
-    headers: Mapping[str, str] = {}  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
     name: str = ""  # in the documentation, where it is another one than the handler's
     header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
@@ -11034,23 +11033,29 @@ def summary_of(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").partition(".\n")[0].rstrip(".")
 
 
-def route(
-    method: str, path: str | Sequence[str], access: Access, family: str,
-    answers: Mapping[int, str], summary: str = "", **more: Any,
-) -> Callable[[Handler], Handler]:  # fmt: skip
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
+class Family(NamedTuple):
+    """Routes that belong together, as the contract has them."""
 
-    Its docstring begins with the summary, where another one is not given.
-    """
-    # Of several paths the first is the one that the documentation shows.
-    path, *others = [path] if isinstance(path, str) else path
+    name: str  # which tells the shape of their errors
+    headers: Mapping[str, str] = {}  # of every answer, errors too
 
-    def declare(handler: Handler) -> Handler:
-        about = (method, path, access, family, summary or summary_of(handler), answers, handler)
-        ROUTES.append(Route(*about, **more, aliases=tuple(others)))
-        return handler
+    def route(
+        self, method: str, path: str | Sequence[str], access: Access, answers: Mapping[int, str],
+        *, summary: str = "", **more: Any,
+    ) -> Callable[[Handler], Handler]:  # fmt: skip
+        """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
 
-    return declare
+        Its docstring begins with the summary, where another one is not given.
+        """
+        # Of several paths the first is the one that the documentation shows.
+        path, *others = [path] if isinstance(path, str) else path
+
+        def declare(handler: Handler) -> Handler:
+            about = (method, path, access, self, summary or summary_of(handler), answers, handler)
+            ROUTES.append(Route(*about, **more, aliases=tuple(others)))
+            return handler
+
+        return declare
 
 
 def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Deferred]]:
@@ -11960,6 +11965,14 @@ class Request:
         self.interim: Mapping[str, str] = {}  # fields of a 104
         self.answer_headers: Mapping[str, str] = {}  # whatever the answer is
 
+    def may(self, access: Access) -> bool:
+        """Return whether its principal has this access."""
+        return allows(access, self.principal, self.app.settings.read_auth_enabled)
+
+    def need(self, access: Access) -> None:
+        """Refuse it where its principal has not this access: 401 or 403."""
+        require(access, self.principal, self.app.settings.read_auth_enabled)
+
     @property
     def behind_proxy(self) -> bool:
         """Return whether the client speaks through a proxy that is trusted."""
@@ -12836,7 +12849,7 @@ class Application(Service):
         head = request.head
         found = self.routes.find(head.path)
         for item, _ in found.values():  # an error before the choice is this family's
-            request.family, request.answer_headers = item.family, item.headers
+            request.family, request.answer_headers = item.family
             break
         if (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
             method = head.headers.get("x-http-method-override") or head.method
@@ -12849,9 +12862,9 @@ class Application(Service):
         item, parameters = choose_route(found, head.method)
         if not (item.reads or head.method in {"GET", "HEAD"}):
             self._need_writer()
-        request.family, request.route = item.family, self.numbers[id(item)]
-        request.answer_headers = item.headers
-        require(item.access, request.principal, self.app.settings.read_auth_enabled)
+        request.family, request.answer_headers = item.family
+        request.route = self.numbers[id(item)]
+        request.need(item.access)
         if request.principal.grant:
             self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
@@ -13186,6 +13199,11 @@ def django_message(problem: FieldError) -> str:
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
 # an asset that may be shown, and answering with it.
 
+MEDIA, LIBRARY, IMAGES = Family("media"), Family("library"), Family("images")
+ACCOUNTS, ENTITIES = Family("accounts"), Family("entities")
+SHARES, TRASH, SYSTEM = Family("shares"), Family("trash"), Family("system")
+FILES = Family("files", headers={"Tus-Resumable": TUS_VERSION})
+
 
 def check_sha256(text: str) -> str:
     """Return a SHA-256 in lower case; 400 for another text."""
@@ -13212,7 +13230,7 @@ def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
 
 def find_content(app: App, request: Request, sha256: str) -> Located:
     """Return a file with this content that the principal may read and that is there; 404."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    private = ["images"] if request.may(PRIVATE_READ) else []
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
@@ -13220,7 +13238,7 @@ def find_readable(
     app: App, request: Request, sha256: str, trashed: bool = False
 ) -> Located | None:
     """Return a file with this content, of any family, that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    private = ["images"] if request.may(PRIVATE_READ) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
     found = app.index.files.readable(sha256, roots, user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
@@ -13436,12 +13454,10 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 ))  # fmt: skip
 
 
-@route("POST", "/upload", UPLOAD, "media",
-       {201: "PublicImage"}, body=MEDIA_UPLOAD,
-       is_target=True, summary="Upload a public image")  # fmt: skip
-@route("PUT", "/upload", UPLOAD, "media",
-       {201: "PublicImage"}, name="put_media",
-       body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
+@MEDIA.route("POST", "/upload", UPLOAD, {201: "PublicImage"}, body=MEDIA_UPLOAD, is_target=True,
+    summary="Upload a public image")  # fmt: skip
+@MEDIA.route("PUT", "/upload", UPLOAD, {201: "PublicImage"}, name="put_media",
+    body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
     incoming, facts = check_type(request, MEDIA_TYPES)
@@ -13458,7 +13474,7 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, {"Location": request.reference(f"/media/{filename}")})
 
 
-@route("GET", "/media/{filename}", READ, "media", {200: "file"})
+@MEDIA.route("GET", "/media/{filename}", READ, {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
@@ -13470,7 +13486,7 @@ def find_media(app: App, request: Request, filename: str) -> File:
     return existing(app.index.files.get("library", f"{MEDIA_FOLDER}/{filename}"), NO_FILE)[0]
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"}, before=find_media)
+@MEDIA.route("DELETE", "/media/{filename}", UPLOAD, {200: "Deleted"}, before=find_media)
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
@@ -13490,7 +13506,7 @@ MEDIA_PAGING = (
 )
 
 
-@route("GET", "/media", READ, "media", {200: "PublicFiles"}, query=MEDIA_PAGING)
+@MEDIA.route("GET", "/media", READ, {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
     """All public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
@@ -13529,7 +13545,7 @@ def media_json(
 LIBRARY_TYPES = formats_for("library")
 
 
-@route("GET", "/list", READ, "library", {200: "LibraryFile{}"})
+@LIBRARY.route("GET", "/list", READ, {200: "LibraryFile{}"})
 def list_library(app: App, request: Request) -> Answer:
     """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
@@ -13550,7 +13566,7 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "thumbnail"})
+@LIBRARY.route("GET", "/thumbnail/{sha256}", READ, {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     """A PNG that fits 256 × 256."""
     file, asset = find_content(app, request, check_sha256(sha256))
@@ -13599,13 +13615,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
+@IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
     return named_response(app, request, app.images, filename, "no-cache")
 
 
-@route("GET", "/image/{sha256}", READ, "library", {200: "file"})
+@LIBRARY.route("GET", "/image/{sha256}", READ, {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     """A file by its SHA-256."""
     found = find_content(app, request, check_sha256(sha256))
@@ -13627,14 +13643,14 @@ LIBRARY_UPLOAD = BodySpec(
 )
 
 
-@route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
-       {201: "LibraryImage", 200: "LibraryImage: It was there."},
-       body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
+@LIBRARY.route("PUT", ("/image/{filename}", "/image"), UPLOAD,
+    {201: "LibraryImage", 200: "LibraryImage: It was there."},
+    body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
     incoming, facts = check_type(request, LIBRARY_TYPES)
     name = library_name(request, incoming.filename)
-    readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
+    readable = request.may(READ)
     with app.data.content_lock(incoming.sha256):
         known = find_duplicate(app, incoming.sha256, "library") if readable else None
         if known is None:
@@ -13694,8 +13710,8 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     return safe_name(f"{stem}{extension}")
 
 
-@route("POST", "/upload-image", WRITE, "images",
-       {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
+@IMAGES.route("POST", "/upload-image", WRITE,
+    {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
     incoming, facts = check_type(request, IMAGE_TYPES)
@@ -13815,9 +13831,9 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts",
-       {201: "User", 403: "Error: Registration is off."},
-       body=REGISTRATION, before=check_registration)  # fmt: skip
+@ACCOUNTS.route("POST", "/api/auth/register", OPEN,
+    {201: "User", 403: "Error: Registration is off."},
+    body=REGISTRATION, before=check_registration)  # fmt: skip
 @deferred("password")
 def register(app: App, request: Request) -> Response:
     """Make an account."""
@@ -13837,7 +13853,7 @@ def login_key(user: User | None, name: str) -> str:
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
-@route("POST", "/api/auth/login", OPEN, "accounts", {200: "Tokens"}, body=LOGIN)
+@ACCOUNTS.route("POST", "/api/auth/login", OPEN, {200: "Tokens"}, body=LOGIN)
 @deferred("password")
 def login(app: App, request: Request) -> Response:
     """Get an access and a refresh token."""
@@ -13897,7 +13913,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "Tokens"}, body=REFRESH)
+@ACCOUNTS.route("POST", "/api/auth/token/refresh", OPEN, {200: "Tokens"}, body=REFRESH)
 def refresh_tokens(app: App, request: Request) -> Response:
     """Spend a refresh token for new tokens."""
     arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
@@ -13918,7 +13934,7 @@ LOGOUT = BodySpec(ANY_BODY, (
 ), check=one_of_fields("refresh", "all"))  # fmt: skip
 
 
-@route("POST", "/api/auth/logout", USER, "accounts", {205: ""}, body=LOGOUT)
+@ACCOUNTS.route("POST", "/api/auth/logout", USER, {205: ""}, body=LOGOUT)
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
@@ -13932,7 +13948,7 @@ def logout(app: App, request: Request) -> Response:
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
 
-@route("GET", "/api/auth/sessions", USER, "accounts", {200: "Session[]"})
+@ACCOUNTS.route("GET", "/api/auth/sessions", USER, {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
     """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
@@ -13950,20 +13966,20 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
-@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: ""})
+@ACCOUNTS.route("DELETE", "/api/auth/sessions/{id}", USER, {204: ""})
 def end_one_session(app: App, request: Request, id: str) -> Response:
     """End one of my sessions."""
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
 
-@route("GET", "/api/auth/profile", USER, "accounts", {200: "User"})
+@ACCOUNTS.route("GET", "/api/auth/profile", USER, {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
     """Who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
-@route("POST", "/api/auth/password", USER, "accounts", {204: ""}, body=PASSWORD_CHANGE)
+@ACCOUNTS.route("POST", "/api/auth/password", USER, {204: ""}, body=PASSWORD_CHANGE)
 @deferred("password")
 def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
@@ -14133,9 +14149,7 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
 
 def has_file(request: Request, record: MediaRecord) -> bool:
     """Return whether a record has a file, or shows one that the principal may read."""
-    read_auth_enabled = request.app.settings.read_auth_enabled
-    may_read = allows(READ, request.principal, read_auth_enabled)
-    return bool(record.path or (record.sha256 and may_read))
+    return bool(record.path or (record.sha256 and request.may(READ)))
 
 
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
@@ -14146,10 +14160,10 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
 
-@route("GET", MEDIA_PATHS, USER, "accounts",
-       {200: "Records", 404: "Error: Invalid page."},
-       query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
-              *PAGING))  # fmt: skip
+@ACCOUNTS.route("GET", MEDIA_PATHS, USER,
+    {200: "Records", 404: "Error: Invalid page."},
+    query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
+           *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     """My media records."""
     to_json = functools.partial(record_json, app, request)
@@ -14205,8 +14219,8 @@ def check_room(app: App, request: Request) -> None:
     request.room = max(0, find_room(app, caller(request)))
 
 
-@route("POST", MEDIA_PATHS, USER, "accounts",
-       {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
+@ACCOUNTS.route("POST", MEDIA_PATHS, USER,
+    {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
@@ -14234,7 +14248,7 @@ def check_record(app: App, request: Request, id: str) -> MediaRecord:
     return record
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
+@ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """One of my media records."""
     value = record_json(app, request, find_record(app, request, id))
@@ -14245,12 +14259,11 @@ class Stale(Exception):
     """Another request replaced the same record's file first."""
 
 
-@route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
-       summary="Change a media record; a file replaces its file")  # fmt: skip
-@route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "Record"},
-       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
+@ACCOUNTS.route("PUT", below(MEDIA_PATHS, "/{id}"), USER,
+    {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
+    summary="Change a media record; a file replaces its file")  # fmt: skip
+@ACCOUNTS.route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"}, before=check_record,
+    body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     """Change some of a media record; a file replaces its file."""
     record = find_record(app, request, id)
@@ -14295,7 +14308,7 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""}, before=find_record)
+@ACCOUNTS.route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, {204: ""}, before=find_record)
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
@@ -14303,15 +14316,15 @@ def delete_record(app: App, request: Request, id: str) -> Response:
     return Response(204)
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       {200: "file", 403: "Error: The signature is not good, or no longer."},
-       query=(Field("expires"), Field("signature")))  # fmt: skip
+@ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN,
+    {200: "file", 403: "Error: The signature is not good, or no longer."},
+    query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
-        require(Access.USER, request.principal, app.settings.read_auth_enabled)
+        request.need(USER)
         record = find_record(app, request, id)
     existing(has_file(request, record))
     if not record.sha256:
@@ -14349,17 +14362,15 @@ def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Princip
 MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
-@route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       {200: "Record"}, before=find_record,
-       body=MEMBERSHIP)  # fmt: skip
+@ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, {200: "Record"},
+    before=find_record, body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     """Put a media record into a collection."""
     key = request.fields["collection_id"]
     return move_record(app, request, id, find_collection(app, request, key).id)
 
 
-@route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
-       {200: "Record"})  # fmt: skip
+@ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, {200: "Record"})
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection; one that has nothing else to show goes."""
     answer = move_record(app, request, id, None)
@@ -14400,14 +14411,14 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route("GET", COLLECTION_PATHS, USER, "accounts",
-       {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
+@ACCOUNTS.route("GET", COLLECTION_PATHS, USER,
+    {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     """My collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "Collection"}, body=COLLECTION_BODY)
+@ACCOUNTS.route("POST", COLLECTION_PATHS, USER, {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
     now, values = time.time(), request.fields
@@ -14417,7 +14428,7 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "Collection"})
+@ACCOUNTS.route("GET", below(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
     """One of my collections and its media."""
     collection = find_collection(app, request, id)
@@ -14433,11 +14444,11 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     return long_response(request, content._replace(sha256="", cache_control="no-store"))
 
 
-@route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
-       name="replace_collection", summary="Change a collection")  # fmt: skip
-@route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
+@ACCOUNTS.route("PUT", below(COLLECTION_PATHS, "/{id}"), USER,
+    {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
+    name="replace_collection", summary="Change a collection")  # fmt: skip
+@ACCOUNTS.route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER,
+    {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     """Change some of a collection."""
     changes = {**request.fields, "updated_at": time.time()}
@@ -14452,20 +14463,20 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {204: ""}, before=find_collection)  # fmt: skip
+@ACCOUNTS.route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER,
+    {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
 
 
-@route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
-       {204: ""}, before=find_collection, body=BodySpec(
-           ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+@ACCOUNTS.route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER,
+    {204: ""}, before=find_collection, body=BodySpec(
+        ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
     """Show the library's pictures in one of my collections, which copies nothing."""
-    require(READ, request.principal, app.settings.read_auth_enabled)
+    request.need(READ)
     found = [find_duplicate(app, sha256, "library", "entities")
              for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
     records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
@@ -14538,7 +14549,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route("GET", "/entity/", READ, "entities", {200: "Items"}, query=ENTITY_LIST)
+@ENTITIES.route("GET", "/entity/", READ, {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
     """A page of the entities."""
     query = request.query
@@ -14589,9 +14600,9 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route("POST", "/entity/", WRITE, "entities",
-       {201: "Item", 409: "Error: The same content is stored."},
-       body=ENTITY_CREATE, is_target=True)  # fmt: skip
+@ENTITIES.route("POST", "/entity/", WRITE,
+    {201: "Item", 409: "Error: The same content is stored."},
+    body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     """Create an entity."""
     draft = Entity(**request.fields)
@@ -14600,8 +14611,8 @@ def create_entity(app: App, request: Request) -> Response:
     return json_response(entity_json(entity), 201, {"Location": location})
 
 
-@route("GET", "/entity/{id}", READ, "entities", {200: "Item"},
-       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
+@ENTITIES.route("GET", "/entity/{id}", READ, {200: "Item"},
+    parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     """An entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
@@ -14612,9 +14623,9 @@ def current_entity(app: App, request: Request, id: int) -> Entity:
     return find_entity(app, id)
 
 
-@route("PUT", "/entity/{id}", WRITE, "entities",
-       {200: "Item", 409: "Error: The same content is stored."},
-       parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
+@ENTITIES.route("PUT", "/entity/{id}", WRITE,
+    {200: "Item", 409: "Error: The same content is stored."},
+    parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     """Replace an entity."""
     fields = request.fields
@@ -14629,8 +14640,8 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, request.upload, draft)))
 
 
-@route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
+@ENTITIES.route("PATCH", "/entity/{id}", WRITE,
+    {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
 
@@ -14640,8 +14651,8 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
+@ENTITIES.route("DELETE", "/entity/{id}", WRITE,
+    {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -14651,7 +14662,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
-@route("GET", "/entity/{id}/versions", READ, "entities", {200: "Item[]"}, parameters=ENTITY_ID)
+@ENTITIES.route("GET", "/entity/{id}/versions", READ, {200: "Item[]"}, parameters=ENTITY_ID)
 def list_versions(app: App, request: Request, id: int) -> Response:
     """All versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
@@ -14659,8 +14670,8 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route("GET", "/entity/{id}/file", READ, "entities", {200: "file"},
-       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
+@ENTITIES.route("GET", "/entity/{id}/file", READ, {200: "file"},
+    parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     """An entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
@@ -14848,12 +14859,12 @@ def check_target(request: Request, kind: str, target: str) -> Share:
     """
     app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
-        require(USER, request.principal, True)
+        request.need(USER)
         takes = int(kind == "collection")
         found = (find_collection if takes else find_record)(app, request, target)
         return Share("", owner, kind, "users", found.id, takes=takes)
-    require(READ, request.principal, app.settings.read_auth_enabled)
-    require(WRITE, request.principal, True)
+    request.need(READ)
+    request.need(WRITE)
     if kind == "file":
         file, _ = find_content(app, request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
@@ -14871,8 +14882,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
     return Share("", owner, kind, "entities", str(entity.id), takes=int(entity.is_collection))
 
 
-@route("POST", "/shares", BEARER, "shares",
-       {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
+@SHARES.route("POST", "/shares", BEARER,
+    {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
 @deferred("password")
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
@@ -14916,24 +14927,24 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
-def whose_shares(principal: Principal) -> tuple[int | None, bool]:
+def whose_shares(request: Request) -> tuple[int | None, bool]:
     """Return whose links may be listed and ended, None for the owner's; and whether all may."""
-    if principal.user_id is None:
-        require(WRITE, principal, True)
-    return principal.user_id, principal.is_admin
+    if request.principal.user_id is None:
+        request.need(WRITE)
+    return request.principal.user_id, request.principal.is_admin
 
 
-@route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
+@SHARES.route("GET", "/shares", BEARER, {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
-    shares = app.index.shares.all(time.time(), *whose_shares(request.principal))
+    shares = app.index.shares.all(time.time(), *whose_shares(request))
     return json_response([share_json(request, share) for share in shares])
 
 
-@route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
+@SHARES.route("DELETE", "/shares/{id}", BEARER, {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
-    existing(app.index.shares.remove(id, *whose_shares(request.principal)))
+    existing(app.index.shares.remove(id, *whose_shares(request)))
     return Response(204)
 
 
@@ -14980,7 +14991,7 @@ def share_page(
     return Response(status, headers, page.encode())
 
 
-@route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
+@SHARES.route("GET", "/s/{token}", OPEN, {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(request, token)
@@ -15051,7 +15062,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     return f'<li><a href="{url}">{name}</a></li>'
 
 
-@route("POST", "/s/{token}", OPEN, "shares", {303: ""}, body=SHARE_PASSWORD, reads=True)
+@SHARES.route("POST", "/s/{token}", OPEN, {303: ""}, body=SHARE_PASSWORD, reads=True)
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -15097,10 +15108,10 @@ GUEST_UPLOADS = {
 }
 
 
-@route("POST", "/s/{token}/upload", OPEN, "shares",
-       {201: "SharedFile", 303: ""},
-       body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
-                     reader=open_guest_form))  # fmt: skip
+@SHARES.route("POST", "/s/{token}/upload", OPEN,
+    {201: "SharedFile", 303: ""},
+    body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
+                  reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
     """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), request.upload
@@ -15144,9 +15155,8 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
     return existing(next(iter(shared_files(app, share, sha256=incoming.sha256)), None), NO_FILE)
 
 
-@route("GET", "/s/{token}/{n}", OPEN, "shares",
-       {200: "file"},
-       query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
+@SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
+    query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
@@ -15259,7 +15269,7 @@ def is_trash_of(request: Request, trashed: Trashed) -> bool:
     """Return whether the caller may change what is in the trash: own records, or entities."""
     if trashed.kind == "media":
         return trashed.user_id == request.principal.user_id
-    return allows(WRITE, request.principal, True)
+    return request.may(WRITE)
 
 
 def find_trashed(app: App, request: Request, id: str) -> Trashed:
@@ -15268,21 +15278,21 @@ def find_trashed(app: App, request: Request, id: str) -> Trashed:
     return existing(trashed if trashed and is_trash_of(request, trashed) else None)
 
 
-@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: ""})
+@TRASH.route("POST", "/trash/{id}/restore", BEARER, {204: ""})
 def restore_one(app: App, request: Request, id: str) -> Response:
     """Bring back a media record of mine or an entity."""
     restore_trashed(app, find_trashed(app, request, id).id)
     return Response(204)
 
 
-@route("DELETE", "/trash/{id}", BEARER, "trash", {204: ""})
+@TRASH.route("DELETE", "/trash/{id}", BEARER, {204: ""})
 def remove_one(app: App, request: Request, id: str) -> Response:
     """Remove for good what is in the trash."""
     existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
     return Response(204)
 
 
-@route("DELETE", "/trash", BEARER, "trash", {204: ""})
+@TRASH.route("DELETE", "/trash", BEARER, {204: ""})
 def empty_my_trash(app: App, request: Request) -> Response:
     """Remove for good all of my media records that are in the trash, and the entities there."""
     for trashed in app.index.trash.all():
@@ -15296,7 +15306,6 @@ def empty_my_trash(app: App, request: Request) -> Response:
 # beginning, as far as they need no content, and its handler gets the whole. Both protocols work
 # on one kind of upload.
 
-TUS_HEADERS = {"Tus-Resumable": TUS_VERSION}
 TUS_EXTENSIONS = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 )
@@ -15313,7 +15322,7 @@ NEW_UPLOAD_FIELDS = (
     Field("Upload-Metadata", help="names with values in Base64: target, filename, fields"),
     Field("Upload-Defer-Length", choices=("1",), help="tus: the length comes later"),
 )
-TARGETS = {item.family: item for item in ROUTES if item.is_target}
+TARGETS = {item.family.name: item for item in ROUTES if item.is_target}
 
 
 def find_target(request: Request, family: str) -> Route:
@@ -15322,7 +15331,7 @@ def find_target(request: Request, family: str) -> Route:
     if target is None:
         raise HTTPError(400, f"Upload-Metadata must have a target: {', '.join(TARGETS)}.")
     request.family = family
-    require(target.access, request.principal, request.app.settings.read_auth_enabled)
+    request.need(target.access)
     return target
 
 
@@ -15373,7 +15382,7 @@ def begin_resumable(request: Request) -> Transfer:
     request.has_upload = True
     parse_form(request, spec, texts)
     check_upload(request, file, texts.get("filename", ""))
-    upload = app.uploads.add(owner_of(request), target.family, file, head)
+    upload = app.uploads.add(owner_of(request), target.family.name, file, head)
     if head.draft:
         request.interim = {
             "Location": upload_url(request, upload),
@@ -15429,7 +15438,7 @@ def bound_upload(
     if target.before is not None:  # it says what room there is
         target.before(request.app, request)
         rows = request.app.uploads.rows
-        request.room -= rows.promised_bytes(owner_of(request), target.family, id)
+        request.room -= rows.promised_bytes(owner_of(request), target.family.name, id)
         request.room = max(0, request.room)
     limit = upload_limit(request, form_of(target)[1])
     if (length or 0) > limit.size:
@@ -15466,7 +15475,7 @@ def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     }
 
 
-@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", {204: ""}, headers=TUS_HEADERS)
+@FILES.route("OPTIONS", ("/files", "/files/{id}"), OPEN, {204: ""})
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     """What the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
@@ -15481,11 +15490,11 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     return Response(204, headers)
 
 
-@route("POST", "/files", TARGET, "files",
-       {201: "object: Location says where it goes on; if it is complete, the family's answer.",
-        409: "Error", 412: "Error", 460: "Error"},
-       body=BodySpec(("tus", "draft", "file"), reader=begin_resumable), headers=TUS_HEADERS,
-       header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
+@FILES.route("POST", "/files", TARGET,
+    {201: "object: Location says where it goes on; if it is complete, the family's answer.",
+     409: "Error", 412: "Error", 460: "Error"},
+    body=BodySpec(("tus", "draft", "file"), reader=begin_resumable),
+    header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
     transfer = request.transfer
@@ -15500,11 +15509,11 @@ def create_upload(app: App, request: Request) -> Response:
     return answer
 
 
-@route("PATCH", "/files/{id}", TARGET, "files",
-       {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
-        409: "Error", 412: "Error", 423: "Error", 460: "Error"},
-       before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
-       headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
+@FILES.route("PATCH", "/files/{id}", TARGET,
+    {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
+     409: "Error", 412: "Error", 423: "Error", 460: "Error"},
+    before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
+    header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
     transfer = request.transfer
@@ -15515,8 +15524,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
     return Response(204, upload_headers(app, upload))
 
 
-@route("GET", "/files/{id}", TARGET, "files",
-       {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
+@FILES.route("GET", "/files/{id}", TARGET, {200: "ResumableUpload", 412: "Error"})
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
     upload = app.uploads.at_rest(find_upload(app, request, id))
@@ -15528,8 +15536,7 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files",
-       {204: "", 412: "Error"}, headers=TUS_HEADERS, before=find_upload)  # fmt: skip
+@FILES.route("DELETE", "/files/{id}", TARGET, {204: "", 412: "Error"}, before=find_upload)
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -15542,7 +15549,7 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     target, texts = TARGETS[upload.target], parse_upload_metadata(upload.metadata)
     spec, _ = form_of(target)
     inner = Request(app, request.head._replace(method=target.method), request.peer)
-    inner.principal, inner.family = request.principal, target.family
+    inner.principal, inner.family = request.principal, target.family.name
     inner.upload = incoming = transfer.whole()
     incoming.filename = texts.get("filename", "")
     try:
@@ -15584,13 +15591,13 @@ def health_json(app: App) -> dict[str, Any]:
     return {**health, "problems": problems} if problems else health
 
 
-@route("GET", "/health", OPEN, "system", {200: "Health"}, prompt=True)
+@SYSTEM.route("GET", "/health", OPEN, {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
     """How the server is."""
     return json_response(health_json(app))
 
 
-@route("POST", "/session", BEARER, "system", {204: ""}, reads=True)
+@SYSTEM.route("POST", "/session", BEARER, {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
@@ -15598,7 +15605,7 @@ def start_session(app: App, request: Request) -> Response:
     return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
 
-@route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
+@SYSTEM.route("DELETE", "/session", OPEN, {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     now, cookies = time.time(), request.headers.get("cookie", "")
@@ -15615,8 +15622,8 @@ PREVIEW_QUERY = (
 )
 
 
-@route("GET", "/preview/{sha256}", READ, "system",
-       {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/preview/{sha256}", READ,
+    {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
     found = find_readable(app, request, check_sha256(sha256), trashed=True)
@@ -15637,18 +15644,18 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", READ, "system", {200: "StoredContents"},
-       query=(Field("sha256", "sha256", required=True),))  # fmt: skip
+@SYSTEM.route("GET", "/exists", READ, {200: "StoredContents"},
+    query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", READ, "system",
-       {200: "StoredContents"}, body=BodySpec(
-           ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
-           list_field="sha256"), reads=True)  # fmt: skip
+@SYSTEM.route("POST", "/exists", READ,
+    {200: "StoredContents"}, body=BodySpec(
+        ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
+        list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
@@ -15743,7 +15750,7 @@ def count_durations(meter: Meter) -> Samples:
         yield f"_count{{{labels}}}", counts[-1]
 
 
-@route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
+@SYSTEM.route("GET", "/metrics", PRIVATE_READ, {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
     lines = []
@@ -16048,7 +16055,7 @@ def describe_answers(item: Route) -> dict[str, Any]:
             kinds.add(name)
             about.setdefault("content", {}).update(describe_content(name))
     for key in find_common(item, kinds):
-        own = f"{item.family}-{key}"
+        own = f"{item.family.name}-{key}"
         answers.setdefault(key, reference("responses", own if own in FAMILY_ERRORS else key))
     return answers
 
@@ -16068,7 +16075,7 @@ def find_common(item: Route, kinds: Set[str]) -> Iterator[str]:
         yield from ("206", "412", "416")
     if item.before and item.method in CHANGING_METHODS:
         yield "412"
-    if f"{item.family}-422" in FAMILY_ERRORS:
+    if f"{item.family.name}-422" in FAMILY_ERRORS:
         yield "422"
 
 
@@ -16100,13 +16107,13 @@ def describe_security(item: Route, settings: Settings) -> list[dict[str, list[st
 def shown_path(item: Route) -> str:
     """Return a route's path as the documents spell it: Django's paths end with a slash."""
     path = re.sub(r":\w+\}", "}", item.path)
-    return f"{path}/" if item.family == "accounts" else path
+    return f"{path}/" if item.family is ACCOUNTS else path
 
 
 def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI operation of a route."""
     operation: dict[str, Any] = {
-        "tags": [item.family],
+        "tags": [item.family.name],
         "summary": item.summary,
         "description": f"Access: {item.access.value[0]}.",
         "operationId": item.name or item.handler.__name__,
@@ -16160,7 +16167,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
             "description": "A trailing slash is optional on every path, HEAD answers like GET.",
         },
         "servers": [{"url": request.url("")}],
-        "tags": [{"name": name} for name in dict.fromkeys(item.family for item in ROUTES)],
+        "tags": [{"name": name} for name in dict.fromkeys(item.family.name for item in ROUTES)],
         "paths": describe_paths(request.app.settings),
         "components": {
             "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
@@ -16170,7 +16177,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
     }
 
 
-@route("GET", "/openapi.json", OPEN, "system", {200: "object"})
+@SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
     """This interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
@@ -16491,7 +16498,7 @@ def docs_page() -> Page:
     return build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIPT)
 
 
-@route("GET", "/docs", OPEN, "system", {200: "page"})
+@SYSTEM.route("GET", "/docs", OPEN, {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
     return page_response(docs_page())
@@ -16598,7 +16605,7 @@ def open_album(
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
     albums, user_id = app.index.albums, request.principal.user_id
-    may_write = allows(WRITE, request.principal, True)
+    may_write = request.may(WRITE)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
         others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
@@ -16613,7 +16620,7 @@ def open_album(
             path.insert(0, [str(above), entity.label or f"#{above}"])
             above = entity.parent_id
         return albums.entities(id), albums.of_entities(id), path
-    require(USER, request.principal, True)
+    request.need(USER)
     if key == "mine":
         return albums.records(caller(request)), [], []
     collection = find_collection(app, request, key)
@@ -16626,9 +16633,9 @@ def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
     return app.index.files.shown(query["folder"].strip("/"), query["below"])
 
 
-@route("GET", "/gallery/items", READ, "system",
-       {200: "Gallery", 404: "Error: There is no such group, or album."},
-       query=GALLERY_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/gallery/items", READ,
+    {200: "Gallery", 404: "Error: There is no such group, or album."},
+    query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
@@ -16651,16 +16658,16 @@ def list_items(app: App, request: Request) -> Response:
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
-    scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
+    scan, settings = app.scanner.progress.get(), app.settings
     takes = not settings.read_only
     return {
         "name": gallery_name(app),
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
         "read_only": not takes,
-        "can_upload": takes and allows(UPLOAD, principal, True),
-        "can_write": takes and allows(WRITE, principal, True),
-        "has_account": takes and principal.user_id is not None,
+        "can_upload": takes and request.may(UPLOAD),
+        "can_write": takes and request.may(WRITE),
+        "has_account": takes and request.principal.user_id is not None,
         "max_upload_bytes": settings.max_upload_bytes,
         "max_media_bytes": settings.max_media_bytes,
     }
@@ -16771,8 +16778,8 @@ class ZipReader:
         self._pieces.close()
 
 
-@route("GET", "/gallery/zip", READ, "system",
-       {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/gallery/zip", READ,
+    {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
     """The files of what the gallery shows, or of some of it, in one zip file."""
@@ -18878,7 +18885,7 @@ def gallery_page(language: str) -> Page:
     )
 
 
-@route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
+@SYSTEM.route("GET", "/icon.svg", OPEN, {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
     policy = "default-src 'none'"
@@ -18886,13 +18893,13 @@ def get_icon(app: App, request: Request) -> Response:
     return Response(200, headers, ICON.encode())
 
 
-@route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
+@SYSTEM.route("GET", "/icon.png", OPEN, {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
     """The gallery's icon, for a phone's home screen."""
     return Response(200, {"Content-Type": "image/png"}, ICON_PNG)
 
 
-@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
+@SYSTEM.route("GET", "/manifest.webmanifest", OPEN, {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
     """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
     name = gallery_name(app)
@@ -18910,13 +18917,13 @@ def get_manifest(app: App, request: Request) -> Response:
     return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
-@route("GET", "/gallery", OPEN, "system", {200: "page"})
+@SYSTEM.route("GET", "/gallery", OPEN, {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page, in the client's language."""
     return page_response(gallery_page(choose_language(request.headers, TEXTS)))
 
 
-@route("GET", "/", OPEN, "system", {200: "Health or page"})
+@SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
