@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
+# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
@@ -1278,17 +1278,15 @@ class CredentialMissing(HTTPError):
         super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
-    """Raise 401 for a missing credential and 403 for one that does not suffice."""
-    if allows(access, principal, read_auth_enabled):
-        return
+def refusal(access: Access, principal: Principal) -> HTTPError:
+    """Return the 401 for a missing credential, or the 403 for one that does not suffice."""
     if principal == ANONYMOUS:
-        raise CredentialMissing(access)
+        return CredentialMissing(access)
     if principal.grant:
         scopes, path = ", ".join(sorted(principal.grant.scopes)), principal.grant.path
-        raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
+        return HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
     need = describe_credential(access)
-    raise HTTPError(403, f"The credential is good, but this needs {need}.")
+    return HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
 class AuthConfig:
@@ -9646,7 +9644,7 @@ def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
     return overlaps > 1
 
 
-def etag_matches(header: str, etag: str, weak: bool) -> bool:
+def etag_matches(header: str, etag: str, *, weak: bool) -> bool:
     """Say whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
 
     Weak comparison is for If-None-Match, strong for If-Match. `etag` has its quotes.
@@ -9690,7 +9688,8 @@ def check_preconditions(
     To what `changes` it, If-None-Match is a condition, too (RFC 9110 §13.1.2).
     """
     excluded = headers.get("if-none-match", "") if changes else ""
-    if precondition_failed(headers, etag, last_modified) or etag_matches(excluded, etag, True):
+    is_excluded = etag_matches(excluded, etag, weak=True)
+    if is_excluded or precondition_failed(headers, etag, last_modified):
         raise HTTPError(412, "What is here is not what the request is about.")
 
 
@@ -10047,7 +10046,7 @@ class Response:
 
     def prepare(self) -> Response:
         """Put the head together once, for HTTP/1.1."""
-        message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
+        message = b"".join(self.to_segments(None, "", keep_alive=True))  # type: ignore[arg-type]
         start, _, rest = message.removesuffix(self.body).partition(b"Date: ")  # type: ignore[arg-type]
         self.prepared = start + b"Date: ", rest
         return self
@@ -10065,7 +10064,7 @@ class Response:
             self.resource.close()
 
     def to_segments(
-        self, head: RequestHead | None, keep_alive: bool, date: str
+        self, head: RequestHead | None, date: str, *, keep_alive: bool
     ) -> Iterator[Segment]:
         """Yield the bytes of the message (RFC 9112 §2.1): head, and body unless it has none."""
         if self.prepared:
@@ -10302,7 +10301,7 @@ class Connection:
         if headers and self.head is not None and self.head.version > (1, 0):
             self.socket.send(format_head(104, headers))  # as short as it is alone
 
-    def begin(self, response: Response, whole: bool = True) -> None:
+    def begin(self, response: Response, *, whole: bool = True) -> None:
         """Set out to answer a request; one that is not here `whole` is the connection's last."""
         if response.resource is not None:
             try:
@@ -10315,7 +10314,7 @@ class Connection:
         self.after = IDLE if goes_on else CLOSED if whole else LINGERING
         self.response = response
         date = format_this_second(int(time.time()))
-        self.segments = response.to_segments(head, goes_on, date)
+        self.segments = response.to_segments(head, date, keep_alive=goes_on)
 
     def refuse(self, error: HTTPError) -> None:
         """Set out to answer an error that concerns the connection, and to end it."""
@@ -10326,7 +10325,7 @@ class Connection:
         origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
         return self.server.service.on_error(error, origin)
 
-    def send(self, may_wait: bool) -> State:
+    def send(self, *, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then.
 
         Unless it `may_wait`, it leaves it to others to go on after a while (SENDING), and to a
@@ -10841,7 +10840,7 @@ class Server(ThreadingHTTPServer):
             return CLOSED if connection.dropped > LINGER_BYTES else None
         return self.runner.proceed(connection)
 
-    def _collect(self, connection: Connection, is_over: bool) -> State:
+    def _collect(self, connection: Connection, *, is_over: bool) -> State:
         """Decode some of a body; a thread goes on when there is enough for one, or an end."""
         try:
             is_over = connection.take_body() or is_over
@@ -11176,41 +11175,41 @@ class Listing:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
-        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._made: dict[str, tuple[str | None, Content]] = {}
+        self._votes: dict[str, int] = {}  # of those that are kept
         self._vote_lock = threading.Lock()
 
-    def find(self, index: Index, key: str, zipped: bool) -> Content | None:
+    def find(self, index: Index, key: str) -> Content | None:
         """Return the list called `key` if it is there and current; the caller closes it."""
-        self._vote((key, zipped))
-        return self._current(index, (key, zipped))
+        self._vote(key)
+        return self._current(index, key)
 
     def make(
-        self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
+        self, index: Index, key: str, pieces: Callable[[], Iterator[str]], *, zipped: bool
     ) -> Content:
         """Return the list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self._current(index, (key, zipped))
+            content = self._current(index, key)
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                content = write_listing(pieces, zipped, self._folder)
-                if (key, zipped) in self._votes:
-                    self._made[(key, zipped)] = version, content
+                content = write_listing(pieces, self._folder, zipped=zipped)
+                if key in self._votes:
+                    self._made[key] = version, content
                     return reopened(content)
             return content
 
-    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
-        version, content = self._made.get(name, ("", None))
+    def _current(self, index: Index, key: str) -> Content | None:
+        version, content = self._made.get(key, ("", None))
         if content is None or version != index.files.library_version():
             return None
         return reopened(content)
 
-    def _vote(self, name: tuple[str, bool]) -> None:
+    def _vote(self, key: str) -> None:
         """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
         with self._vote_lock:
-            if name in self._votes or len(self._votes) < MAX_LISTINGS:
-                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+            if key in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[key] = min(self._votes.get(key, 0) + 1, MAX_VOTES)
                 return
             self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
             for gone in self._made.keys() - self._votes.keys():
@@ -11222,20 +11221,20 @@ def reopened(content: Content) -> Content:
     return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
-def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Path) -> Content:
+def write_listing(pieces: Callable[[], Iterator[str]], folder: Path, *, zipped: bool) -> Content:
     """Write JSON text to a nameless file, on disk or else in memory; compressed if worth it."""
     import tempfile  # 6 ms, and only where lists are asked for
 
     try:
-        return write_json(tempfile.TemporaryFile(buffering=0, dir=folder), pieces, zipped)
+        return write_json(tempfile.TemporaryFile(buffering=0, dir=folder), pieces, zipped=zipped)
     except OSError as error:  # the disk is full, or away: what is known of it can still be told
         if not hasattr(os, "memfd_create") or error.errno not in DISK_ERRORS:
             raise
         file = io.FileIO(os.memfd_create("list", os.MFD_CLOEXEC), "r+b")
-        return write_json(file, pieces, zipped)
+        return write_json(file, pieces, zipped=zipped)
 
 
-def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
+def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: bool) -> Content:
     """Write JSON text to an empty file, which is closed on an error."""
     with undoing(file.close):
         digest, plain_size = hashlib.sha256(), 0
@@ -11252,7 +11251,7 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
         if compressor and plain_size <= GZIP_BYTES:
             file.seek(0)
             file.truncate()
-            content = write_json(file, pieces, False)
+            content = write_json(file, pieces, zipped=False)
         else:
             write(compressor.flush() if compressor else b"")
             coding = "gzip" if compressor else ""
@@ -11313,8 +11312,8 @@ class HotFile:
     """
 
     def __init__(
-        self, root: str, name: str, status: os.stat_result, content: Content, access: Access,
-        route: int,
+        self, root: str, name: str, status: os.stat_result, content: Content, *,
+        access: Access, route: int,
     ) -> None:  # fmt: skip
         self.path = f"{root}/{name}"
         above = itertools.accumulate(name.split("/")[:-1], "{}/{}".format, initial=root)
@@ -11840,7 +11839,7 @@ class App:
 
     def __init__(
         self, settings: Settings, index: Index, thumbnails: Thumbnails, progress: SharedProgress,
-        meter: Meter | None = None,
+        *, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.meter = meter or Meter(1, len(ROUTES) + 1)
@@ -11971,7 +11970,8 @@ class Request:
 
     def need(self, access: Access) -> None:
         """Refuse it where its principal has not this access: 401 or 403."""
-        require(access, self.principal, self.app.settings.read_auth_enabled)
+        if not allows(access, self.principal, self.app.settings.read_auth_enabled):
+            raise refusal(access, self.principal)
 
     @property
     def behind_proxy(self) -> bool:
@@ -12569,14 +12569,16 @@ def format_time(seconds: float, timespec: str = "microseconds") -> str:
 
 
 def listing_response(
-    app: App, request: Request, key: str, pieces: Callable[[], Iterator[str]]
+    app: App, request: Request, name: str, pieces: Callable[[], Iterator[str]]
 ) -> Answer:
     """Answer with a long list, `pieces` of JSON text that are asked for only if it has changed."""
-    about = (app.index, key, accepts_gzip(request.headers))
-    content = app.listing.find(*about)
+    zipped = accepts_gzip(request.headers)
+    key = f"{name} {zipped}"
+    content = app.listing.find(app.index, key)
     if content is not None:
         return long_response(request, content)
-    return Deferred("list", lambda: long_response(request, app.listing.make(*about, pieces)))
+    make = functools.partial(app.listing.make, app.index, key, pieces, zipped=zipped)
+    return Deferred("list", lambda: long_response(request, make()))
 
 
 def long_response(request: Request, content: Content) -> Response:
@@ -13228,17 +13230,15 @@ def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
-def find_content(app: App, request: Request, sha256: str) -> Located:
+def find_content(request: Request, sha256: str) -> Located:
     """Return a file with this content that the principal may read and that is there; 404."""
     private = ["images"] if request.may(PRIVATE_READ) else []
-    return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
+    return existing(find_duplicate(request.app, sha256, "library", *private), NO_FILE)
 
 
-def find_readable(
-    app: App, request: Request, sha256: str, trashed: bool = False
-) -> Located | None:
+def find_readable(request: Request, sha256: str, *, trashed: bool = False) -> Located | None:
     """Return a file with this content, of any family, that the principal may read."""
-    private = ["images"] if request.may(PRIVATE_READ) else []
+    app, private = request.app, ["images"] if request.may(PRIVATE_READ) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
     found = app.index.files.readable(sha256, roots, user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
@@ -13261,12 +13261,13 @@ class FileChanged(HTTPError):
         super().__init__(404, NO_FILE)
 
 
-def named_response(app: App, request: Request, folder: Folder, path: str, rule: str) -> Response:
+def named_response(request: Request, folder: Folder, path: str, rule: str) -> Response:
     """Answer with the file of a name, which is read again if it was changed on disk; 404."""
+    app = request.app
     try:
         found = app.index.files.get(folder.name, path)
         if found is not None:
-            return file_response(app, request, found, rule)
+            return file_response(request, found, rule)
         # An earlier program's file may not have been scanned yet
         unseen = folder is app.images and folder.is_local(path) and not path.startswith(".")
     except FileChanged:
@@ -13275,17 +13276,17 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
         found = app.scanner.refresh(folder, path, found is not None) if unseen else None
     except (OSError, ValueError):
         found = None
-    return file_response(app, request, existing(found, NO_FILE), rule)
+    return file_response(request, existing(found, NO_FILE), rule)
 
 
 def file_response(
-    app: App, request: Request, found: Located, rule: str, by_link: bool = False
+    request: Request, found: Located, rule: str, *, by_link: bool = False
 ) -> Response:
     """Answer with a file as it was when it was read; FileChanged if it is that no more.
 
     What is shared `by_link` is nobody's to keep for others: the link may end.
     """
-    file, asset = found
+    app, (file, asset) = request.app, found
     rule = f"private, {rule}" if by_link else caching(app, file, rule)
     folder, modified = app.folders[file.root], file.mtime_ns / 1e9
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
@@ -13310,7 +13311,7 @@ def file_response(
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
         content = Content(held, *about, internal)
-        hot = None if by_link else remember_hot(app, request, file, content, status)
+        hot = None if by_link else remember_hot(request, file, content, status)
         response = content_response(request.head, content, hot.fields if hot else None)
         if not small:
             cleanup.pop_all()
@@ -13358,10 +13359,10 @@ HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of
 
 
 def remember_hot(
-    app: App, request: Request, file: File, content: Content, status: os.stat_result
+    request: Request, file: File, content: Content, status: os.stat_result
 ) -> HotFile | None:
     """Have the next GETs of a file, which was found like this, answered without the index."""
-    access = HOT_ACCESS.get(file.root)
+    app, access = request.app, HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
         return None
     if access is READ and not app.settings.read_auth_enabled:
@@ -13371,7 +13372,7 @@ def remember_hot(
             return None
         content = content._replace(source=b"")
     root = app.folders[file.root].path
-    hot = HotFile(root, file.path, status, content, access, request.route)
+    hot = HotFile(root, file.path, status, content, access=access, route=request.route)
     app.remember(request.head.target, hot)
     return hot
 
@@ -13478,7 +13479,7 @@ def upload_media(app: App, request: Request) -> Response:
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    return named_response(app, request, app.library, path, "max-age=3600")
+    return named_response(request, app.library, path, "max-age=3600")
 
 
 def find_media(app: App, request: Request, filename: str) -> File:
@@ -13518,16 +13519,17 @@ def list_media(app: App, request: Request) -> Answer:
     def pieces() -> Iterator[str]:
         yield f'{{"count":{app.index.files.count_media()},"files":['
         for number, row in enumerate(app.index.files.media(size, offset)):
-            yield "," * (number > 0) + to_json(media_json(request, *row))
+            yield "," * (number > 0) + to_json(media_json(request, row))
         yield "]}"
 
     return listing_response(app, request, f"{request.url('/media')} {size} {offset}", pieces)
 
 
 def media_json(
-    request: Request, path: str, sha256: str, size: int, mime_type: str | None, added: float
+    request: Request, row: tuple[str, str, int, str | None, float]
 ) -> dict[str, Any]:
     """Return a public upload as answers show it."""
+    path, sha256, size, mime_type, added = row
     filename = path.partition("/")[2]
     # URLs are UTF-8; where a name is not, the content's own name leads to it
     place = f"/media/{quote(filename)}" if printable(filename) == filename else f"/image/{sha256}"
@@ -13569,15 +13571,16 @@ def library_pieces(app: App) -> Iterator[str]:
 @LIBRARY.route("GET", "/thumbnail/{sha256}", READ, {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     """A PNG that fits 256 × 256."""
-    file, asset = find_content(app, request, check_sha256(sha256))
-    work = functools.partial(thumbnail_response, app, request, file, asset)
+    file, asset = find_content(request, check_sha256(sha256))
+    work = functools.partial(thumbnail_response, request, file, asset)
     return Deferred("decoder", work) if asset.thumbnail is None else work()
 
 
 def thumbnail_response(
-    app: App, request: Request, file: File, asset: Asset, by_link: bool = False
+    request: Request, file: File, asset: Asset, *, by_link: bool = False
 ) -> Response:
     """Answer with a thumbnail, which is made if need be."""
+    app = request.app
     try:
         with app.disk(file.root):
             outcome = app.renditions.ensure_thumbnail(file, asset)
@@ -13595,7 +13598,7 @@ def thumbnail_response(
         with contextlib.suppress(OSError, ValueError):
             status = folder.stat(file.path)
             if file.matches(status):
-                remember_hot(app, request, file, content, status)
+                remember_hot(request, file, content, status)
     return content_response(request.head, content)
 
 
@@ -13618,14 +13621,14 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 @IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
-    return named_response(app, request, app.images, filename, "no-cache")
+    return named_response(request, app.images, filename, "no-cache")
 
 
 @LIBRARY.route("GET", "/image/{sha256}", READ, {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     """A file by its SHA-256."""
-    found = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, found, FOREVER)
+    found = find_content(request, check_sha256(sha256))
+    return file_response(request, found, FOREVER)
 
 
 def library_name(request: Request, filename: str) -> str:
@@ -14056,7 +14059,7 @@ def parse_search(text: str) -> tuple[str, ...]:
 
 def list_owned(
     request: Request, things: OwnedTable[Record], columns: Set[str],
-    to_json: Callable[[Record], Any], equal: tuple[tuple[str, str], ...] = (),
+    to_json: Callable[[Record], Any], *, equal: tuple[tuple[str, str], ...] = (),
 ) -> Response:  # fmt: skip
     """Return a page of the caller's own things."""
     query = request.query
@@ -14130,7 +14133,7 @@ def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
     return tuple(f"{path}{rest}" for path in paths)
 
 
-def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, Any]:
+def record_json(request: Request, record: MediaRecord) -> dict[str, Any]:
     """Return a media record as answers show it."""
     return {
         "id": record.id,
@@ -14138,7 +14141,7 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "name": record.name,
         "type": record.type,
         "size": record.size,
-        "file": file_url(app, request, record) if has_file(request, record) else None,
+        "file": file_url(request, record) if has_file(request, record) else None,
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
@@ -14152,10 +14155,10 @@ def has_file(request: Request, record: MediaRecord) -> bool:
     return bool(record.path or (record.sha256 and request.may(READ)))
 
 
-def file_url(app: App, request: Request, record: MediaRecord) -> str:
+def file_url(request: Request, record: MediaRecord) -> str:
     """Return a URL that shows a record's file for an hour without a header, as <img> needs it."""
     expires = int(time.time()) + FILE_URL_SECONDS
-    signature = sign_until(app.file_key, record.id, expires)
+    signature = sign_until(request.app.file_key, record.id, expires)
     path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
@@ -14166,9 +14169,9 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
            *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     """My media records."""
-    to_json = functools.partial(record_json, app, request)
+    to_json = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
-    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
+    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
 
 
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
@@ -14232,7 +14235,7 @@ def create_record(app: App, request: Request) -> Response:
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
-    return json_response(record_json(app, request, record), 201)
+    return json_response(record_json(request, record), 201)
 
 
 def find_record(app: App, request: Request, id: str) -> MediaRecord:
@@ -14251,7 +14254,7 @@ def check_record(app: App, request: Request, id: str) -> MediaRecord:
 @ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """One of my media records."""
-    value = record_json(app, request, find_record(app, request, id))
+    value = record_json(request, find_record(app, request, id))
     return json_response(value)
 
 
@@ -14282,7 +14285,7 @@ def change_record(app: App, request: Request, id: str) -> Response:
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
-            return json_response(record_json(app, request, record))
+            return json_response(record_json(request, record))
 
 
 def write_record(
@@ -14328,9 +14331,9 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
         record = find_record(app, request, id)
     existing(has_file(request, record))
     if not record.sha256:
-        return named_response(app, request, app.users, existing(record.path), "no-cache")
+        return named_response(request, app.users, existing(record.path), "no-cache")
     found = find_duplicate(app, record.sha256, "library", "entities")
-    return file_response(app, request, existing(found, NO_FILE), "no-cache")
+    return file_response(request, existing(found, NO_FILE), "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
@@ -14382,7 +14385,7 @@ def move_record(app: App, request: Request, id: str, collection_id: str | None) 
     """Put a media record into a collection, or into none; return the answer."""
     seen = find_record(app, request, id)
     record = write_record(app, seen, {"collection_id": collection_id}, None)
-    return json_response(record_json(app, request, record))
+    return json_response(record_json(request, record))
 
 
 # Collections.
@@ -14437,10 +14440,11 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     def pieces() -> Iterator[str]:
         yield f'{to_json(collection_json(collection))[:-1]},"media":['
         for number, record in enumerate(app.index.media.each(wanted)):
-            yield "," * (number > 0) + to_json(record_json(app, request, record))
+            yield "," * (number > 0) + to_json(record_json(request, record))
         yield "]}"
 
-    content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
+    folder, zipped = app.settings.database_dir, accepts_gzip(request.headers)
+    content = write_listing(pieces, folder, zipped=zipped)
     return long_response(request, content._replace(sha256="", cache_control="no-store"))
 
 
@@ -14518,7 +14522,7 @@ ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS),
 def check_entity_form(request: Request, values: Mapping[str, Any]) -> Iterable[FieldError]:
     """Refuse what no content could mend: 400."""
     has_upload = request.has_upload or request.upload is not None
-    check_place(request.app, Entity(**values), has_upload)
+    check_place(request.app, Entity(**values), has_upload=has_upload)
     return ()
 
 
@@ -14676,7 +14680,7 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
     """An entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
-    return file_response(app, request, existing(found, NO_FILE), "no-cache")
+    return file_response(request, existing(found, NO_FILE), "no-cache")
 
 
 def find_entity(
@@ -14718,7 +14722,7 @@ def check_entity(
     app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
-    check_place(app, entity, upload is not None, db)
+    check_place(app, entity, db, has_upload=upload is not None)
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
@@ -14728,7 +14732,9 @@ def check_entity(
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_place(app: App, entity: Entity, has_upload: bool, db: Database | None = None) -> None:
+def check_place(
+    app: App, entity: Entity, db: Database | None = None, *, has_upload: bool
+) -> None:
     """Refuse a collection's image, and a parent that is none or is below its child (400).
 
     A parent may be softly deleted.
@@ -14866,7 +14872,7 @@ def check_target(request: Request, kind: str, target: str) -> Share:
     request.need(READ)
     request.need(WRITE)
     if kind == "file":
-        file, _ = find_content(app, request, check_sha256(target))
+        file, _ = find_content(request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
@@ -15003,7 +15009,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     found = shared_files(app, share, limit=MAX_SHARED + 1)
     has_more = len(found) > MAX_SHARED
     shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
-    files = [shared_json(app, request, share, *each) for each in shown]
+    files = [shared_json(request, share, *each) for each in shown]
     left = len(found) - has_more - len(files)
     if for_browser:
         url = request.reference(f"/s/{share.id}/upload")
@@ -15031,17 +15037,16 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
-def shared_id(app: App, share: Share, sha256: str, back: bool = False) -> str:
+def shared_id(app: App, share: Share, sha256: str, *, back: bool = False) -> str:
     """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
         return sha256
     return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back)
 
 
-def shared_json(
-    app: App, request: Request, share: Share, file: File, asset: Asset
-) -> dict[str, Any]:
+def shared_json(request: Request, share: Share, file: File, asset: Asset) -> dict[str, Any]:
     """Return a shared file as those with the link see it."""
+    app = request.app
     url = request.url(f"/s/{share.id}/{shared_id(app, share, file.sha256)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -15122,7 +15127,7 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, {"Location": request.reference(f"/s/{share.id}")})
-    return json_response(shared_json(app, request, share, file, asset), 201)
+    return json_response(shared_json(request, share, file, asset), 201)
 
 
 def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located:
@@ -15166,25 +15171,26 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
     if request.query.get("thumbnail"):
-        work = functools.partial(thumbnail_response, app, request, file, asset, by_link=True)
+        work = functools.partial(thumbnail_response, request, file, asset, by_link=True)
         return Deferred("decoder", work) if asset.thumbnail is None else work()
     if share.strips:
-        return Deferred("decoder", functools.partial(stripped_response, app, request, file, asset))
-    return file_response(app, request, (file, asset), "no-cache", by_link=True)
+        return Deferred("decoder", functools.partial(stripped_response, request, file, asset))
+    return file_response(request, (file, asset), "no-cache", by_link=True)
 
 
-def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+def stripped_response(request: Request, file: File, asset: Asset) -> Response:
     """Answer with a file that does not say where, when and with what it was taken; 404, 503."""
     facts = asset.facts
     assert facts is not None  # as may_show has it
     try:
-        content = patch_file(app, file, facts)
+        content = patch_file(request.app, file, facts)
     except ValueError:
         if facts.kind != "image":
             detail = "This file cannot be sent without what it says of its making."
             raise HTTPError(404, detail) from None
         largest = Rendition("JPEG", PREVIEW_SIZES[-1])  # which says nothing either
-        content = rendered_content(app, file, make_preview(app, file, asset, largest))
+        preview = make_preview(request.app, file, asset, largest)
+        content = rendered_content(request.app, file, preview)
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     return long_response(request, content)
 
@@ -15626,7 +15632,7 @@ PREVIEW_QUERY = (
     {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
-    found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
@@ -15639,9 +15645,9 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     return Deferred("decoder", lambda: respond(make_preview(app, file, asset, rendition)))
 
 
-def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
+def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:
     """Return which contents are on disk in a file that the principal may read."""
-    return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
+    return {"stored": [sha256 for sha256 in hashes if find_readable(request, sha256)]}
 
 
 @SYSTEM.route("GET", "/exists", READ, {200: "StoredContents"},
@@ -15649,7 +15655,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
-    return json_response(stored_json(app, request, dict.fromkeys(hashes)))
+    return json_response(stored_json(request, dict.fromkeys(hashes)))
 
 
 @SYSTEM.route("POST", "/exists", READ,
@@ -15661,7 +15667,7 @@ def check_hashes(app: App, request: Request) -> Response:
 
     Tell it of each hash in the list that is the body, in its order.
     """
-    return json_response(stored_json(app, request, request.fields["sha256"]))
+    return json_response(stored_json(request, request.fields["sha256"]))
 
 
 # -- Metrics and the log of requests -----------------------------------------------------
@@ -15763,7 +15769,7 @@ def get_metrics(app: App, request: Request) -> Response:
 
 
 def log_request(
-    settings: Settings, head: RequestHead | None, peer: str, response: Response, seconds: float
+    head: RequestHead | None, peer: str, response: Response, seconds: float, *, settings: Settings
 ) -> None:
     """Write a line about an answer, with nothing of its query, which may hold a token."""
     entry = {
@@ -15972,7 +15978,7 @@ def example_of(schema: Mapping[str, Any]) -> Any:
     return values.get(kinds if isinstance(kinds, str) else kinds[0], {})
 
 
-def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
+def field_schema(item: Field, *, in_json: bool = False) -> dict[str, Any]:
     """Return the JSON schema of a declared field."""
     schema = parse_type(item.type, "" if item.choices else item.name)
     bounds = {
@@ -16005,7 +16011,7 @@ def describe_parameters(item: Route) -> Iterator[dict[str, Any]]:
 def describe_form(spec: BodySpec, kind: str) -> dict[str, Any]:
     """Return the schema of a body's fields in one of its media types."""
     upload = spec.upload if kind == "multipart" else None
-    fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
+    fields = {field.name: field_schema(field, in_json=kind == "json") for field in spec.fields}
     required = [
         field.name for field in spec.fields if field.required and not (field.or_upload and upload)
     ]
@@ -16808,7 +16814,7 @@ def choose_files(app: App, request: Request) -> list[Zipped]:
             continue
         if len(files) == MAX_ZIPPED:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
-        found = find_readable(app, request, item.sha256, trashed=True)
+        found = find_readable(request, item.sha256, trashed=True)
         if not found:
             missing.append(name_in_zip(item, None))
             continue
@@ -18973,7 +18979,7 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
-def print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
     """Print a table as lines with tabs, or as JSON: in ASCII, which carries names of any bytes."""
     if as_json:
         print(json.dumps(list(rows)))
@@ -19219,7 +19225,7 @@ parse_rate = number_with_unit(  # as curl and rsync read it
     Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
 )  # fmt: skip
 def print_token(
-    settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
+    settings: Settings, *, scope: Set[str] | None = None, expires: int | None = None,
     **limits: Any,
 ) -> None:  # fmt: skip
     """Print a fresh upload token, or one for less.
@@ -19273,7 +19279,7 @@ def opened_user(settings: Settings, name: str) -> Iterator[tuple[Index, User]]:
 
 
 @command("user list", "", AS_JSON)
-def list_users(settings: Settings, as_json: bool = False) -> None:
+def list_users(settings: Settings, *, as_json: bool = False) -> None:
     """List the accounts, and what their files take."""
     with opened_index(settings) as index:
         rows = [
@@ -19287,7 +19293,7 @@ def list_users(settings: Settings, as_json: bool = False) -> None:
             }
             for user in index.users.all()
         ]
-    print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 def change_permissions(
@@ -19334,10 +19340,11 @@ def read_password() -> str:
 
 
 @command("user sessions", "NAME", AS_JSON)
-def list_user_sessions(settings: Settings, name: str, as_json: bool = False) -> None:
+def list_user_sessions(settings: Settings, name: str, *, as_json: bool = False) -> None:
     """List where an account is logged in."""
     with opened_user(settings, name) as (index, user):
-        print_rows(map(session_json, index.sessions.of_user(user.id, time.time())), as_json)
+        found = index.sessions.of_user(user.id, time.time())
+        print_rows(map(session_json, found), as_json=as_json)
 
 
 @command("user logout", "NAME")
@@ -19384,7 +19391,7 @@ parse_days = amount_of("days", 1e6)
 class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
-    def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
+    def __init__(self, total: int, rate: float = math.inf, *, silent: bool = False) -> None:
         """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
         self.silent = silent
@@ -19594,7 +19601,7 @@ def forget_cached(file: io.FileIO) -> None:
     AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
 )  # fmt: skip
 def verify(
-    settings: Settings, as_json: bool = False, since: float = math.inf,
+    settings: Settings, *, as_json: bool = False, since: float = math.inf,
     limit_rate: float = math.inf, restored: Copier | None = None,
 ) -> int:  # fmt: skip
     """Read all files again and compare them with the index.
@@ -19817,7 +19824,7 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
 
 
 @command("backup", "DEST", AS_JSON)
-def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
+def backup(settings: Settings, dest: str, *, as_json: bool = False) -> int:
     """Copy everything into a dated folder in DEST, while the server runs.
 
     Returns 1 if some file is not as it was taken in.
@@ -19955,7 +19962,7 @@ def find_backup(settings: Settings, path: Path) -> Path:
     return found[-1]
 
 
-def need_empty(settings: Settings, resumed: bool) -> None:
+def need_empty(settings: Settings, *, resumed: bool) -> None:
     """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
     index = settings.database_url
     if index.exists():
@@ -19979,7 +19986,7 @@ def need_empty(settings: Settings, resumed: bool) -> None:
 
 
 @command("restore", "SOURCE", AS_JSON)
-def restore(settings: Settings, source: str, as_json: bool = False) -> int:
+def restore(settings: Settings, source: str, *, as_json: bool = False) -> int:
     """Bring a backup back into an empty STORAGE_DIR and verify it.
 
     Returns 1 if some file is not as it should be.
@@ -20001,7 +20008,7 @@ def restore(settings: Settings, source: str, as_json: bool = False) -> int:
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings, as_json, restored=copier)
+    return verify(settings, as_json=as_json, restored=copier)
 
 
 # -- Migrate -----------------------------------------------------------------------------
@@ -20043,7 +20050,7 @@ class Mover(Copier):
 
 @command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place), AS_JSON)
 def migrate(
-    settings: Settings, family: str, to: Path | S3Place | None = None, as_json: bool = False
+    settings: Settings, family: str, *, to: Path | S3Place | None = None, as_json: bool = False
 ) -> int:
     """Copy the files of a root to PLACE, while the server runs.
 
@@ -20114,7 +20121,7 @@ def opened_app(settings: Settings) -> Iterator[App]:
 
 
 @command("trash list", "", AS_JSON)
-def list_trash(settings: Settings, as_json: bool = False) -> None:
+def list_trash(settings: Settings, *, as_json: bool = False) -> None:
     """List what is softly deleted.
 
     The oldest first: kind, id, time, size, owner, name.
@@ -20123,7 +20130,7 @@ def list_trash(settings: Settings, as_json: bool = False) -> None:
         found = index.trash.all()
     rows = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
     order = ("kind", "id", "deleted_at", "size", "user_id", "name")
-    print_rows([{name: row[name] for name in order} for row in rows], as_json)
+    print_rows([{name: row[name] for name in order} for row in rows], as_json=as_json)
 
 
 @command("trash restore", "ID...")
@@ -20137,7 +20144,7 @@ def restore_trash(settings: Settings, *ids: str) -> None:
 
 @command("trash empty", "", Option("older_than", "DAYS", parse_days), AS_JSON)
 def empty_trash_now(
-    settings: Settings, older_than: float | None = None, as_json: bool = False
+    settings: Settings, *, older_than: float | None = None, as_json: bool = False
 ) -> None:
     """Remove for good what is softly deleted."""
     until = math.inf if older_than is None else time.time() - older_than * 86400
@@ -20198,7 +20205,7 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
 
 
 def import_files(
-    origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+    origin: Folder, folder: Folder, destination: Destination, *, is_trial: bool
 ) -> Iterator[tuple[str, Result]]:
     """Copy another program's files, and yield what becomes of each; what is here already stays."""
     if not folder.is_local(destination.place):
@@ -20279,7 +20286,8 @@ def find_copy(
 
 
 def copy_file(
-    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], md5: bool = False
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T],
+    *, md5: bool = False,
 ) -> T:
     """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
     with origin.open(file.path) as source:
@@ -20590,7 +20598,7 @@ class RecordImporter:
         return None
 
     def _copy(
-        self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
+        self, path: str, folder: Folder, names: Iterator[str], *, md5: bool = False
     ) -> Located | None:
         """Copy a file; what an import that was interrupted has left there is taken for it."""
         found = self._describe(path, 0.0)
@@ -20598,7 +20606,7 @@ class RecordImporter:
             return None
         kept, free = find_copy(folder, found[0].sha256, names)
         keep = functools.partial(store_upload, self._app, folder=folder, names=free)
-        return kept or copy_file(self._origin, found[0], folder, keep, md5)
+        return kept or copy_file(self._origin, found[0], folder, keep, md5=md5)
 
 
 def entity_of(row: Row, file: Located | None) -> Entity:
@@ -20664,9 +20672,9 @@ def import_source(
         else:
             destination = choose_destination(place, into, others)
             folder = app.folders[destination.root]
-            outcomes = import_files(origin, folder, destination, dry_run)
+            outcomes = import_files(origin, folder, destination, is_trial=dry_run)
         counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
-        print_rows(count_outcomes(outcomes, counts), as_json)
+        print_rows(count_outcomes(outcomes, counts), as_json=as_json)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
@@ -20744,7 +20752,7 @@ class Supervisor:
 
     def __init__(
         self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
-        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
+        watchdog: Watchdog, *, lock: io.FileIO, listener: socket.socket,
     ) -> None:  # fmt: skip
         self._work = work
         self._recover = recover
@@ -20897,7 +20905,8 @@ def serve(settings: Settings) -> None:
     recover_again = functools.partial(recover, settings, thumbnails)
     announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
-        Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
+        supervisor = Supervisor(run, recover_again, watchdog, lock=lock, listener=listener)
+        supervisor.run(settings.workers)
         fold_wal_in(settings.database_url)
     else:
         while run():
@@ -20954,9 +20963,9 @@ def run_server(
     except sqlite3.DatabaseError as error:  # other workers use it: `recover` puts it aside
         warn(f"the index is damaged: {error}")
         return True
-    app = App(settings, index, thumbnails, progress, meter)
+    app = App(settings, index, thumbnails, progress, meter=meter)
     if settings.log_format != "none":
-        app.log = functools.partial(log_request, settings)
+        app.log = functools.partial(log_request, settings=settings)
     server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
