@@ -9023,20 +9023,6 @@ SELECTING_FIELDS = frozenset((
 ))  # fmt: skip
 
 
-class Framing(NamedTuple):
-    """What the header fields of a request say about it: the last fields of RequestHead."""
-
-    headers: Headers
-    host: str
-    keep_alive: bool
-    content_length: int | None
-    chunked: bool
-    has_body: bool
-    expects_continue: bool
-    authorization: str | None
-    is_plain: bool
-
-
 class RequestHead(NamedTuple):
     """A request before its body; path and query are still percent-encoded."""
 
@@ -9069,14 +9055,14 @@ def parse_request_head(head: bytes) -> RequestHead:
         raise head_too_large(head)
     line, _, block = head.partition(b"\r\n")
     method, target, version = parse_request_line(line)
-    find_framing = _remembered_framing if len(block) <= MAX_REMEMBERED_BYTES else _parse_framing
-    framing = find_framing(block, version)
+    parse = _remembered_fields if len(block) <= MAX_REMEMBERED_BYTES else _parse_request_fields
+    known = parse(block, version)
     if target[0] == "/" and method != "CONNECT":
         path, _, query = target.partition("?")
     else:
         authority, path, query = _parse_other_target(method, target)
-        framing = framing._replace(host=authority or framing.host)
-    return tuple.__new__(RequestHead, (method, target, path, query, version, *framing))
+        known = known._replace(host=authority or known.host)
+    return tuple.__new__(RequestHead, (method, target, path, query, *known[4:]))
 
 
 def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
@@ -9146,7 +9132,8 @@ def _parse_other_target(method: str, target: str) -> tuple[str, str, str]:
     return _check_host(match[1]), match[2] or "/", match[3] or ""
 
 
-def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
+def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead:
+    """Return a head without its request line, of which only the version counts."""
     headers = parse_fields(block)
     options = {option.strip(" \t") for option in headers.get("connection", "").lower().split(",")}
     expectation = headers.get("expect", "").lower()
@@ -9154,7 +9141,9 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
         raise HTTPError(417, "The only expectation that can be met is 100-continue.")
     length = _parse_content_length(headers)
     chunked = _parse_transfer_encoding(headers, version)
-    return Framing(
+    return RequestHead(
+        *("", "", "", ""),
+        version=version,
         headers=headers,
         host=_parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
@@ -9167,8 +9156,8 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
     )
 
 
-_remembered_framing: Callable[[bytes, tuple[int, int]], Framing] = functools.lru_cache(256)(
-    _parse_framing
+_remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.lru_cache(256)(
+    _parse_request_fields
 )
 
 
@@ -9830,10 +9819,10 @@ def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
     >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
     'de'
     """
-    accepted = headers.get("accept-language", "").lower()
-    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted)
-    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in known}
-    return max(liked, key=lambda tag: liked[tag], default="en")
+    weights = parse_weights(headers.get("accept-language", ""))
+    liked = [(weight, tag.partition("-")[0]) for tag, weight in weights.items()]
+    liked = [each for each in liked if each[1] in known]
+    return max(liked, key=lambda each: each[0], default=(0.0, "en"))[1]
 
 
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
@@ -13014,11 +13003,9 @@ class Application(Service):
         disk may be waited for; in others that gives None.
         """
         app, hot = self.app, self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"}:
+        if hot is None or hot.forgotten != app.scanner.progress.forgotten[0]:
             return None
-        if hot.forgotten != app.scanner.progress.forgotten[0]:
-            return None
-        if turn and is_remote(hot.state[0]):
+        if head.method not in {"GET", "HEAD"} or (turn and is_remote(hot.state[0])):
             return None
         is_open = head.authorization is None and hot.access is OPEN
         principal = ANONYMOUS if is_open else self._recall(head, hot.access)
@@ -13026,14 +13013,12 @@ class Application(Service):
             return None
         status = hot.choose(head)
         try:
-            if status or hot.is_small:
-                if hot.seen != turn or not turn:
-                    if not hot.is_current(os.lstat(hot.path)):
-                        return None
-                    hot.seen = turn
-                content = hot.content
-            else:
+            if not (status or hot.is_small):
                 content = open_hot(hot)
+            elif (turn and hot.seen == turn) or hot.is_current(os.lstat(hot.path)):
+                content, hot.seen = hot.content, turn
+            else:
+                return None
         except OSError:
             return None
         if status:
@@ -13530,9 +13515,7 @@ def list_media(app: App, request: Request) -> Answer:
     return listing_response(app, request, f"{request.url('/media')} {size} {offset}", pieces)
 
 
-def media_json(
-    request: Request, row: tuple[str, str, int, str | None, float]
-) -> dict[str, Any]:
+def media_json(request: Request, row: tuple[str, str, int, str | None, float]) -> dict[str, Any]:
     """Return a public upload as answers show it."""
     path, sha256, size, mime_type, added = row
     filename = path.partition("/")[2]
@@ -14737,9 +14720,7 @@ def check_entity(
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_place(
-    app: App, entity: Entity, db: Database | None = None, *, has_upload: bool
-) -> None:
+def check_place(app: App, entity: Entity, db: Database | None = None, *, has_upload: bool) -> None:
     """Refuse a collection's image, and a parent that is none or is below its child (400).
 
     A parent may be softly deleted.
@@ -18995,15 +18976,6 @@ def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
         print("\t".join(map(printable_line, shown)))
 
 
-class Call(NamedTuple):
-    """A command as it was called."""
-
-    command: Command
-    settings: Settings
-    words: Sequence[str]
-    options: Mapping[str, Any]
-
-
 COMMANDS: dict[str, Command] = {}
 Run = TypeVar("Run", bound=Callable[..., int | None])
 
@@ -19079,8 +19051,10 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def parse_command_line(arguments: Sequence[str]) -> Call:
-    """Return the command as it was called; SystemExit(2) with usage for none."""
+def parse_command_line(
+    arguments: Sequence[str],
+) -> tuple[functools.partial[int | None], Settings]:
+    """Return the command as it was called, and its settings; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -19109,7 +19083,7 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         parser.error(str(error))
     forget_secrets()
     warn_of_names(os.environ, dotenv)
-    return Call(found[0], settings, found[1], chosen)
+    return functools.partial(found[0].run, settings, *found[1], **chosen), settings
 
 
 def make_folders(settings: Settings) -> None:
@@ -20291,8 +20265,12 @@ def find_copy(
 
 
 def copy_file(
-    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T],
-    *, md5: bool = False,
+    origin: Folder,
+    file: File,
+    folder: Folder,
+    keep: Callable[[Incoming], T],
+    *,
+    md5: bool = False,
 ) -> T:
     """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
     with origin.open(file.path) as source:
@@ -20747,30 +20725,36 @@ class Watchdog:
             notify("WATCHDOG=1")
 
 
-class Supervisor:
-    """Keeps `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+class Shared(NamedTuple):
+    """What the workers of a server have in common, made before they are forked."""
 
-    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends, and so does the lock. Signals are waited for, one after the other, as
-    everything else is: no handler can come in between.
+    settings: Settings
+    listener: socket.socket
+    thumbnails: Thumbnails
+    progress: SharedProgress
+    meter: Meter
+    watchdog: Watchdog
+
+
+class Supervisor:
+    """Keeps forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+
+    Their lifeline becomes readable when this process ends, however it ends, and so does the lock.
+    Signals are waited for, one after the other, as everything else is: no handler can come in
+    between.
     """
 
-    def __init__(
-        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
-        watchdog: Watchdog, *, lock: io.FileIO, listener: socket.socket,
-    ) -> None:  # fmt: skip
-        self._work = work
-        self._recover = recover
-        self._watchdog = watchdog
+    def __init__(self, shared: Shared, lock: io.FileIO) -> None:
+        self._shared = shared
+        self._watchdog = shared.watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
-        self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
         self._restarting = False
 
-    def run(self, count: int) -> None:
-        """Start so many workers, and react to signals until the last one has ended."""
+    def run(self) -> None:
+        """Start the workers, and react to signals until the last one has ended."""
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
@@ -20778,17 +20762,17 @@ class Supervisor:
         }  # fmt: skip
         while True:
             self._restarting = False
-            for number in range(count):
+            for number in range(self._shared.settings.workers):
                 self._start(number)
             while self._workers:
                 react[signal.sigwait(SIGNALS)]()
             if self._stopping or not self._restarting:
                 break
-            self._recover()
+            recover(self._shared.settings, self._shared.thumbnails)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _start(self, number: int) -> None:
-        work = functools.partial(self._work, number, self._lifeline)
+        work = functools.partial(run_server, self._shared, number, self._lifeline)
         self._workers[fork_worker([self._held, self._lock], work)] = number
 
     def _reap(self) -> None:
@@ -20812,7 +20796,7 @@ class Supervisor:
     def _stop(self) -> None:
         self._stopping = True
         notify("STOPPING=1")
-        self._listener.close()  # or connections would go on waiting in its backlog
+        self._shared.listener.close()  # or connections would go on waiting in its backlog
         self._send(signal.SIGTERM, self._workers.values())
 
     def _send(self, number: int, workers: Iterable[int]) -> None:
@@ -20902,20 +20886,15 @@ def serve(settings: Settings) -> None:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     recover(settings, thumbnails)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    watchdog = Watchdog(settings.workers)
-    run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog,
-        Meter(settings.workers, len(ROUTES) + 1),
-    )  # fmt: skip
-    recover_again = functools.partial(recover, settings, thumbnails)
+    watchdog, meter = Watchdog(settings.workers), Meter(settings.workers, len(ROUTES) + 1)
+    shared = Shared(settings, listener, thumbnails, SharedProgress(), meter, watchdog)
     announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
-        supervisor = Supervisor(run, recover_again, watchdog, lock=lock, listener=listener)
-        supervisor.run(settings.workers)
+        Supervisor(shared, lock).run()
         fold_wal_in(settings.database_url)
     else:
-        while run():
-            recover_again()
+        while run_server(shared):
+            recover(settings, thumbnails)
     thumbnails.stop()
     if not settings.quiet:
         warn("stopped, as it was told to")
@@ -20953,15 +20932,12 @@ def recover_files(app: App) -> None:
         app.index.set_meta("recovered", "1")
 
 
-def run_server(
-    settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, meter: Meter,
-    number: int = 0, lifeline: socket.socket | None = None,
-) -> bool:  # fmt: skip
+def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None = None) -> bool:
     """Serve on a listening socket until told to stop; worker 0 also scans.
 
     True where it was the index that ended it: it is to be opened anew.
     """
+    settings, listener, thumbnails, progress, meter, watchdog = shared
     meter.worker = number
     try:
         index = open_sound_index(settings.database_url)
@@ -21135,12 +21111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_decoder_host(host, int(given[2]), given[3] or None)
         return 0
     try:
-        call = parse_command_line(given)
-        run = call.command.run
-        if run is not serve:
+        run, settings = parse_command_line(given)
+        if run.func is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        with usable_places(call.settings):
-            return run(call.settings, *call.words, **call.options) or 0
+        with usable_places(settings):
+            return run() or 0
     except SettingError as error:
         warn(str(error))
         return 2

@@ -7303,7 +7303,8 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
-    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0))
+    hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
+    ms.App.remember(app, f"/{999:060000}", hot)
     assert app.hot_bytes == before
 
 
@@ -7706,7 +7707,7 @@ def test_a_worker_that_meets_a_damaged_index_does_not_take_it_from_the_others(tm
     damaged = b"this is no database " * 500
     path.write_bytes(damaged)
     settings = ms.Settings()._replace(database_url=path)
-    assert ms.run_server(settings, None, None, None, None, ms.Meter(1, 1))
+    assert ms.run_server(ms.Shared(settings, None, None, None, ms.Meter(1, 1), None))
     assert path.read_bytes() == damaged
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, f"{path.name}-suspect"}
     ms.open_index(path).close()
