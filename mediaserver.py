@@ -124,7 +124,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
     from typing import IO, TextIO
 
     from PIL import Image
@@ -9953,7 +9953,8 @@ THREADS = {
     "answer": MAX_THREADS,  # the rest of long answers
     "decoder": 8,  # deferred work, as the others
     "list": 2,
-    "password": 96,
+    "password": 4,  # by the memory of scrypt, of which a thread keeps what it has freed
+    "registration": 1,  # so that it never delays logins
 }
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
@@ -11351,11 +11352,6 @@ def hot_state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, size, modified, changed
 
 
-MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
-MAX_ADDRESS_FAILURES = 20  # and from one address
-LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
-
-
 @functools.lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
     """Return what stands for one client: an IPv6 address's /64, which one household has.
@@ -11371,86 +11367,6 @@ def network_of(address: str) -> str:
             mapped = parsed.ipv4_mapped
             return str(mapped or ipaddress.ip_network((parsed, 64), strict=False))
     return address
-
-
-MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
-MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
-
-
-class PasswordHasher:
-    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
-
-    They have threads of their own: the C library keeps what a thread has freed for that thread,
-    so that scrypts in the threads of forty requests left 400 MiB behind.
-    """
-
-    def __init__(self, at_once: int, places: int) -> None:
-        self._at_once = at_once
-        self._places = threading.BoundedSemaphore(places)
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place in the queue, which `run` needs; 503 if there is none."""
-        if not self._places.acquire(blocking=False):
-            detail = "Too many passwords are being checked; try again in a moment."
-            raise HTTPError(503, detail, {"Retry-After": "5"})
-        try:
-            yield
-        finally:
-            self._places.release()
-
-    def run(self, work: Callable[..., T], *arguments: str) -> T:
-        """Call `hash_password` or `verify_password` when it is its turn."""
-        with self._lock:
-            if self._threads is None:
-                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
-
-                self._threads = ThreadPoolExecutor(self._at_once)
-        return self._threads.submit(work, *arguments).result()
-
-    def hash(self, password: str) -> str:
-        """Return the hash of a new password, once there is room for its memory."""
-        with self.place():
-            return self.run(hash_password, password)
-
-
-class Logins:
-    """Checks passwords, and no more wrong ones than an account and an address may try."""
-
-    def __init__(self, failures: Failures, room: PasswordHasher) -> None:
-        self._failures = failures
-        self._room = room
-        self._ended = threading.Condition()
-
-    def check(
-        self, account: str, client: str, password: str, stored: str, *,
-        most: int = MAX_ACCOUNT_FAILURES,
-    ) -> bool:  # fmt: skip
-        """Return whether a password is right; 429 after too many that were not."""
-        limits = {account: most, f"address {network_of(client)}": MAX_ADDRESS_FAILURES}
-        attempt = secrets.token_hex(8)
-        with self._room.place():
-            self._begin(attempt, limits)
-            right = self._room.run(verify_password, password, stored)
-            self._failures.end(attempt, account if right else None)
-            with self._ended:
-                self._ended.notify_all()
-        return right
-
-    def _begin(self, attempt: str, limits: Mapping[str, int]) -> None:
-        """Wait while only logins that have not ended are in the way; 429 where failures are."""
-        while True:
-            now = time.time()
-            if wait := self._failures.closed_for(limits, now):
-                detail = "There were too many failed logins; try again later."
-                raise HTTPError(429, detail, {"Retry-After": str(math.ceil(wait))})
-            if self._failures.begin(attempt, limits, now):
-                return
-            with self._ended:
-                self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
 def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
@@ -11857,9 +11773,6 @@ class App:
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
-        self.new_passwords = PasswordHasher(1, MAX_NEW_PASSWORDS)
-        room = PasswordHasher(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
-        self.logins = Logins(index.failures, room)
         lifetime = settings.upload_expiry_seconds
         self.uploads = ResumableUploads(index, self.folders, lifetime)
         self.hot: dict[str, HotFile] = {}  # by request target
@@ -13725,6 +13638,9 @@ MAX_DESCRIPTION_LENGTH = 10_000
 MAX_NOTE_LENGTH = 1024
 MAX_USER_AGENT_LENGTH = 120  # of what is kept of it
 MAX_SEARCH_TERMS = 32
+MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
+MAX_ADDRESS_FAILURES = 20  # and from one address
+LOOK_AGAIN_SECONDS = 0.02  # for the end of logins of which some may fail
 FILE_URL_SECONDS = 3600
 PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
 KINDS = ("image", "video", "audio")
@@ -13825,11 +13741,11 @@ def check_registration(app: App, request: Request) -> None:
 @ACCOUNTS.route("POST", "/api/auth/register", OPEN,
     {201: "User", 403: "Error: Registration is off."},
     body=REGISTRATION, before=check_registration)  # fmt: skip
-@deferred("password")
+@deferred("registration")
 def register(app: App, request: Request) -> Response:
     """Make an account."""
     values = request.fields
-    values["password"] = app.new_passwords.hash(values["password"])
+    values["password"] = hash_password(values["password"])
 
     def add(db: Database) -> User:
         if problems := list(taken_problems(app.index.users.taken(values, db))):
@@ -13837,6 +13753,24 @@ def register(app: App, request: Request) -> Response:
         return app.index.users.add(db, values, time.time())
 
     return json_response(user_json(app.index.write(add)), 201)
+
+
+def check_login(
+    request: Request, account: str, password: str, stored: str, *, most: int = MAX_ACCOUNT_FAILURES
+) -> bool:
+    """Return whether a password is right; 429 after too many that were not."""
+    failures, attempt = request.app.index.failures, secrets.token_hex(8)
+    limits = {account: most, f"address {network_of(request.client)}": MAX_ADDRESS_FAILURES}
+    while True:
+        if wait := failures.closed_for(limits, now := time.time()):
+            detail = "There were too many failed logins; try again later."
+            raise HTTPError(429, detail, {"Retry-After": str(math.ceil(wait))})
+        if failures.begin(attempt, limits, now):
+            break
+        time.sleep(LOOK_AGAIN_SECONDS)  # logins that have not ended are in the way
+    right = verify_password(password, stored)
+    failures.end(attempt, account if right else None)
+    return right
 
 
 def login_key(user: User | None, name: str) -> str:
@@ -13852,7 +13786,7 @@ def login(app: App, request: Request) -> Response:
     user = app.index.users.find(name)
     stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
     password = request.fields["password"]
-    right = app.logins.check(login_key(user, name), request.client, password, stored)
+    right = check_login(request, login_key(user, name), password, stored)
     session = begin_session(app, request, user) if user and right else None
     if user is None or session is None:
         raise unauthorized("No active account found with the given credentials")
@@ -13976,11 +13910,11 @@ def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    is_right = check_login(request, key, values["old_password"], user.password)
     problems: list[FieldError] = []  # of both are told at once
     collect_declared((NEW_PASSWORD,), values, "body", problems)
     if is_right and not problems:
-        password = app.new_passwords.hash(values["new_password"])
+        password = hash_password(values["new_password"])
         is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
     if not is_right:
         problems.append(FieldError("body", "old_password", "Wrong password."))
@@ -14894,7 +14828,7 @@ def create_share(app: App, request: Request) -> Response:
         title=values.get("title") or "",
         strips=int(values["strip"]),
         takes=int(values["upload"]),
-        password=app.new_passwords.hash(password) if password else None,
+        password=hash_password(password) if password else None,
         created_at=now,
         expires_at=now + seconds if seconds else None,
     )
@@ -15061,7 +14995,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     key, most = f"share {share.id}", MAX_SHARE_FAILURES
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if not app.logins.check(key, request.client, given, stored, most=most):
+    if not check_login(request, key, given, stored, most=most):
         wrong = unauthorized(SHARE_TEXTS["en"]["wrong"])
         if not prefers(request.headers, "text/html", JSON_TYPE):
             raise wrong
