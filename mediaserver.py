@@ -12526,7 +12526,8 @@ class Content(NamedTuple):
         if self.sha256:
             headers |= {"ETag": self.etag, "Accept-Ranges": "bytes"}
         if self.last_modified is not None:
-            headers["Last-Modified"] = format_date(self.last_modified)
+            modified = min(self.last_modified, time.time())  # never after Date (§8.8.2.1)
+            headers["Last-Modified"] = format_date(modified)
         if self.vary or self.mime_type == JSON_TYPE:
             headers["Vary"] = self.vary or "Accept-Encoding"
         if self.mime_type == "image/svg+xml":

@@ -8700,6 +8700,17 @@ def test_conditions_are_kept_as_rfc_9110_says(server, served, status, headers):
         assert answer.headers["Content-Type"] is None
 
 
+def test_no_file_was_modified_after_its_answer_was_sent(start, tmp_path, pillow):
+    content = png()
+    fill(tmp_path / "pictures", {"future.png": content})
+    os.utime(tmp_path / "pictures" / "future.png", (4e9, 4e9))
+    running = start()
+    running.scanned()
+    for path in ("image", "thumbnail"):
+        headers = running.get(f"/{path}/{sha256(content)}").headers
+        assert ms.parse_date(headers["Last-Modified"]) <= ms.parse_date(headers["Date"])
+
+
 @pytest.mark.parametrize("path", ["NAME", "/image/HASH", "/media", "/list", "/health", "/"])
 def test_head_says_what_get_says_without_the_body(server, served, path):
     path = path.replace("NAME", served[0]).replace("HASH", sha256(served[1]))
