@@ -10356,20 +10356,20 @@ class Connection:
 
     def _send_slice(self, segment: FileSlice) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
-        if not isinstance(segment.file, io.FileIO) and not segment.before:
-            segment.fetch(segment.file)
+        file = segment.file
+        if not isinstance(file, io.FileIO) and not segment.before:
+            segment.fetch(file)
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
             segment.before = memoryview(segment.before)[sent:]
-            return segment if segment.count or segment.before else None
-        assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
-        if not sent:
-            raise ConnectionAbortedError("the file became shorter while it was sent")
-        segment.offset += sent
-        segment.count -= sent
-        return segment if segment.count else None
+        if isinstance(file, io.FileIO) and segment.count and not segment.before:
+            count = min(segment.count, SEND_BYTES)
+            sent = os.sendfile(self.descriptor, file.fileno(), segment.offset, count)
+            if not sent:
+                raise ConnectionAbortedError("the file became shorter while it was sent")
+            segment.offset += sent
+            segment.count -= sent
+        return segment if segment.count or segment.before else None
 
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
