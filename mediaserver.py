@@ -9921,7 +9921,6 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
@@ -9989,26 +9988,15 @@ class FileSlice:
         self.offset, self.count = self.offset + len(piece), self.count - len(piece)
         self.before = b"".join((self.before, piece))
 
-    def is_at_hand(self) -> bool:
-        """Return whether the next bytes are in memory: their first and last in the page cache."""
-        if not isinstance(self.file, io.FileIO):
-            return bool(self.before)
-        places = self.offset, self.offset + min(self.count, SEND_BYTES) - 1
-        return all(self._read_at_hand(bytearray(1), place) for place in places)
-
     def read_at_hand(self) -> bytes | None:
-        """Return all of it, if it is in memory."""
-        data = bytearray(self.count)
-        if self._read_at_hand(data, self.offset) < self.count:
-            return None
-        return b"".join((self.before, data))
-
-    def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
+        """Return all of it, if it is in the page cache."""
         assert isinstance(self.file, io.FileIO)
+        data = bytearray(self.count)
         try:
-            return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
+            count = os.preadv(self.file.fileno(), [data], self.offset, os.RWF_NOWAIT)
         except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
-            return 0
+            return None
+        return b"".join((self.before, data)) if count == self.count else None
 
 
 Segment = bytes | memoryview | FileSlice
@@ -10324,23 +10312,20 @@ class Connection:
     def send(self, *, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then.
 
-        Unless it `may_wait`, it leaves it to others to go on after a while (SENDING), and to a
-        thread where the disk would have to be read (WORKING).
+        Unless it `may_wait`, it leaves what is not in memory to a thread (WORKING). Whether a
+        file is in the page cache is not asked: threads send as fast, and side by side.
         """
-        sends = 0
+        assert self.response is not None
+        if not (may_wait or isinstance(self.response.body, bytes)):
+            return WORKING
         try:
             while (pending := self.pending or next(self.segments, None)) is not None:
                 self.pending = pending
-                if not may_wait and sends == FAIR_SENDS:
-                    return SENDING
-                sends += 1
-                if not isinstance(pending, FileSlice):
-                    sent = self.socket.send(pending)
-                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
-                elif may_wait or pending.is_at_hand():
+                if isinstance(pending, FileSlice):
                     self.pending = self._send_slice(pending)
                 else:
-                    return WORKING
+                    sent = self.socket.send(pending)
+                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
         except BlockingIOError:
             return SENDING
         self.pending = None  # and what it is a view of
@@ -10354,20 +10339,20 @@ class Connection:
 
     def _send_slice(self, segment: FileSlice) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
-        if not isinstance(segment.file, io.FileIO) and not segment.before:
-            segment.fetch(segment.file)
+        file = segment.file
+        if not isinstance(file, io.FileIO) and not segment.before:
+            segment.fetch(file)
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
             segment.before = memoryview(segment.before)[sent:]
-            return segment if segment.count or segment.before else None
-        assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
-        if not sent:
-            raise ConnectionAbortedError("the file became shorter while it was sent")
-        segment.offset += sent
-        segment.count -= sent
-        return segment if segment.count else None
+        if isinstance(file, io.FileIO) and segment.count and not segment.before:
+            count = min(segment.count, SEND_BYTES)
+            sent = os.sendfile(self.descriptor, file.fileno(), segment.offset, count)
+            if not sent:
+                raise ConnectionAbortedError("the file became shorter while it was sent")
+            segment.offset += sent
+            segment.count -= sent
+        return segment if segment.count or segment.before else None
 
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
@@ -10858,8 +10843,8 @@ class Server(ThreadingHTTPServer):
     # -- beginning and end
 
     def _accept(self, most: int = 64) -> None:
-        """Take in who has come; where there are other workers, one a turn: the next is theirs."""
-        for _ in range(most if self.lifeline is None or self.stopping else 1):
+        """Take in who has come."""
+        for _ in range(most):
             try:
                 sock, address = self.socket.accept()
             except OSError as error:  # nobody is there, or is gone already

@@ -7402,23 +7402,6 @@ def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeyp
     assert third.wait(DEADLINE)
 
 
-@pytest.mark.parametrize(
-    ("missing", "at_hand"), [(None, True), (3, False), (ms.SEND_BYTES + 2, False), (-1, True)]
-)
-def test_a_file_is_at_hand_where_the_first_and_last_byte_of_what_is_sent_next_are(
-    monkeypatch, missing, at_hand
-):
-    def preadv(descriptor: int, buffers: Any, offset: int, flags: int) -> int:
-        assert flags == os.RWF_NOWAIT
-        if offset == missing:
-            raise BlockingIOError
-        return 1
-
-    monkeypatch.setattr(os, "preadv", preadv)
-    with open(os.devnull, "rb", buffering=0) as file:
-        assert ms.FileSlice(file, 3, ms.SEND_BYTES + 7).is_at_hand() == at_hand
-
-
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
     bare_server.connections.most_descriptors = 0
     with Raw(bare_server) as raw:
@@ -7610,18 +7593,6 @@ def test_a_worker_that_fails_says_why(capfd):
     process = ms.fork_worker([], lambda: {}["nothing"])
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
     assert "KeyError: 'nothing'" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(("alone", "taken"), [(True, 3), (False, 1)])
-def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
-    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
-    bare.lifeline = None if alone else bare.socket
-    with bare.socket, contextlib.ExitStack() as stack:
-        stack.callback(close_bare, bare)
-        for _ in range(3):
-            stack.enter_context(socket.create_connection(bare.socket.getsockname(), DEADLINE))
-        bare._accept()
-        assert len(bare.connections.held) == taken
 
 
 # -- What a crash, a stop or a large file does
