@@ -472,16 +472,13 @@ class Settings(NamedTuple):
     )  # fmt: skip
     s3_redirect: bool = flag(False, "answer reads of objects with signed URLs of the store")
 
-    @classmethod
-    def table(cls) -> Iterator[tuple[str, Any, Setting]]:
-        """Yield name, default and description of each setting, as the documentation has them."""
-        for name, spec in cls._field_defaults.items():
-            yield name, spec.default, spec
-
     @property
     def secrets_file(self) -> Path:
         """Return where the generated secrets are kept."""
         return self.database_dir / "secrets.env"
+
+
+SETTINGS: Mapping[str, Setting] = Settings._field_defaults  # in the documentation's order
 
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
@@ -561,7 +558,7 @@ def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> 
     """Tell of what was meant as a setting, but is read by nobody."""
     import difflib  # only for names that are no settings
 
-    table = {name.upper(): spec for name, _, spec in Settings.table()}
+    table = {name.upper(): spec for name, spec in SETTINGS.items()}
     for name in dotenv:
         if name in table and not table[name].environment:
             warn(f".env: {name} has no effect there; give --{name.lower()}")
@@ -582,21 +579,21 @@ def load_settings(
     Raises SettingError with the setting's name for a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    for name, default, spec in Settings.table():
+    for name, spec in SETTINGS.items():
         label = name.upper()
         layers = [options.get(name)]
         if spec.environment:
             layers += [environment.get(label), dotenv.get(label)]
         given = [text for text in layers if text or (text == "" and (spec.secret or spec.empty))]
         try:
-            values[name] = spec.parse(given[0]) if given else default
+            values[name] = spec.parse(given[0]) if given else spec.default
         except ValueError as error:
             raise SettingError(label, str(error)) from None
     if values["storage_dir"] == Path():
         raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
     if values["database_dir"] == Path():
         values["database_dir"] = values["storage_dir"] / ".mediaserver"
-    for name, _, spec in Settings.table():
+    for name, spec in SETTINGS.items():
         if values[name] == Path():
             values[name] = values["database_dir"] / spec.shown.rpartition("DATA/")[2]
     check_folders(values)
@@ -641,11 +638,11 @@ def overlap(one: Path | S3Place, other: Path | S3Place) -> bool:
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     """Return settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    names = [name for name, _, spec in Settings.table() if spec.made]
+    names = [name for name, spec in SETTINGS.items() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
-        if name in kept and not (kept[name] or "").strip():
+        if name in kept and not kept[name].strip():
             problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
             raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
@@ -661,7 +658,7 @@ def forget_secrets() -> None:
     Linux shows the environment that a process began with (proc_pid_environ(5)), also that of a
     forked one, whatever was unset since: so the values are overwritten where they lie.
     """
-    names = [name.upper() for name, _, spec in Settings.table() if spec.secret]
+    names = [name.upper() for name, spec in SETTINGS.items() if spec.secret]
     given = [name for name in names if os.environ.pop(name, None)]
     if not given:
         return
@@ -842,15 +839,16 @@ def sign_until(key: bytes, what: str, expires: int) -> str:
     return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
-def verify_until(key: bytes, what: str, expires: str, signature: str, now: float) -> bool:
-    """Tell whether `signature` is good now; `expires` is what came with it, as a text."""
+def verify_until(key: bytes, what: str, signed: tuple[str, str], now: float) -> bool:
+    """Tell whether an expiry (as a text) and the signature that came with it are good now."""
+    expires, signature = signed
     if not re.fullmatch(r"[0-9]{1,12}", expires):
         return False
     expected = sign_until(key, what, int(expires))
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
-def cover_hash(key: bytes, sha256: str, back: bool = False) -> str:
+def cover_hash(key: bytes, sha256: str, *, back: bool = False) -> str:
     """Return what stands for a hash, or `back` the hash, which nobody finds without the key.
 
     Four rounds of a Feistel network are a pseudorandom permutation (Luby and Rackoff, 1988).
@@ -1093,7 +1091,7 @@ def _time_claim(claims: Mapping[str, object], name: str) -> int | float | None:
     return value
 
 
-def _number_claim(claims: Mapping[str, object], name: str, as_text: bool = False) -> int | None:
+def _number_claim(claims: Mapping[str, object], name: str, *, as_text: bool = False) -> int | None:
     """Return a claim that is a whole number above 0, None where it is absent.
 
     `as_text` lets it be decimal text, too: SimpleJWT writes an account's id so since 5.5.
@@ -1108,13 +1106,15 @@ def _number_claim(claims: Mapping[str, object], name: str, as_text: bool = False
     return value
 
 
-def verify_claims(
-    payload: bytes, algorithm: str, now: float, leeway: float = LEEWAY, token_type: str = "access"
-) -> Mapping[str, object]:
-    """Return the claims if they hold now (RFC 7519, section 4.1) and are of the wanted type.
+def verify_jwt(
+    token: str, *, hs256_key: str, es256_key: PublicKey | None, now: float,
+    leeway: float = LEEWAY, token_type: str = "access",
+) -> Mapping[str, object]:  # fmt: skip
+    """Return a token's claims if its signature, times and type are right (RFC 7519, section 4.1).
 
     HS256 tokens name their type; ES256 tokens are access tokens by having none.
     """
+    algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
     claims = _parse_json_object(payload)
     expires, not_before, issued = (_time_claim(claims, name) for name in ("exp", "nbf", "iat"))
     if expires is None:
@@ -1130,15 +1130,6 @@ def verify_claims(
     if not right_type:
         raise TokenError("The token is of the wrong type.")
     return claims
-
-
-def verify_jwt(
-    token: str, *, hs256_key: str, es256_key: PublicKey | None, now: float,
-    leeway: float = LEEWAY, token_type: str = "access",
-) -> Mapping[str, object]:  # fmt: skip
-    """Return a token's claims if its signature, its times and its type are right."""
-    algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
-    return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
 # -- Scoped tokens: JSON Web Tokens of their own key for `?token=` -----------------------
@@ -1181,8 +1172,9 @@ def sign_grant(grant: Grant, key: str) -> str:
 
 def verify_grant(token: str, key: str, now: float) -> Grant:
     """Return what a scoped token lets do, if it is ours and has not expired."""
-    algorithm, payload = verify_jws(token, _utf8(key), None)
-    claims = verify_claims(payload, algorithm, now, 0, "scoped")
+    claims = verify_jwt(
+        token, hs256_key=key, es256_key=None, now=now, leeway=0, token_type="scoped"
+    )
     scopes = frozenset(str(claims.get("scope")).split())
     path, id = claims.get("path", "/"), claims.get("jti", "")
     if not scopes or scopes - SCOPES:
@@ -1243,7 +1235,7 @@ class Access(enum.Enum):
 OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
-def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
+def allows(access: Access, principal: Principal, read_auth_enabled: bool = True) -> bool:
     """Tell whether the principal may call a route of this access."""
     if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
         return True
@@ -1278,7 +1270,7 @@ class CredentialMissing(HTTPError):
         super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
+def require(access: Access, principal: Principal, read_auth_enabled: bool = True) -> None:
     """Raise 401 for a missing credential and 403 for one that does not suffice."""
     if allows(access, principal, read_auth_enabled):
         return
@@ -1289,6 +1281,32 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
         raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
     need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
+
+
+class TokenCache:
+    """Verified tokens, of which the least recently used go; each step is whole for all threads.
+
+    Tokens are held as digests: a memory dump shows none.
+    """
+
+    def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
+        self._size = size
+        self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
+
+    def get(self, token: str, now: float) -> Principal | None:
+        """Return whom a token was good for, if it still is at `now`."""
+        digest = hashlib.sha256(_utf8(token)).digest()
+        expires, principal = self._entries.pop(digest, (now, None))
+        if principal is None or now >= expires:
+            return None
+        self._entries[digest] = expires, principal
+        return principal
+
+    def put(self, token: str, principal: Principal, expires: float) -> None:
+        """Remember whom a token is good for until it `expires`; the oldest of too many go."""
+        self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
+        for digest in [*self._entries][: -self._size]:
+            self._entries.pop(digest, None)
 
 
 class AuthConfig:
@@ -1303,47 +1321,20 @@ class AuthConfig:
         self.scoped_key = scoped_key(settings.media_server_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(json.dumps([settings.auth_disabled, *keys]), "view cookies")
+        self.tokens = TokenCache()
 
 
-class TokenCache:
-    """A bounded memory of verified tokens, least recently used out first; safe between threads.
-
-    It belongs to one `AuthConfig`. Tokens are held as digests: a memory dump shows none.
-    """
-
-    def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
-        self._size = size
-        self._lock = threading.Lock()
-        self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
-
-    def get(self, token: str, now: float) -> Principal | None:
-        """Return whom a token was good for, if it still is at `now`."""
-        digest = hashlib.sha256(_utf8(token)).digest()
-        with self._lock:
-            expires, principal = self._entries.pop(digest, (now, None))
-            if principal and now < expires:
-                self._entries[digest] = expires, principal
-                return principal
-        return None
-
-    def put(self, token: str, principal: Principal, expires: float) -> None:
-        """Remember whom a token is good for until it `expires`; the oldest of too many go."""
-        with self._lock:
-            self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
-            while len(self._entries) > self._size:
-                del self._entries[next(iter(self._entries))]
-
-
-def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
+def principal_of_claims(claims: Mapping[str, object]) -> Principal:
     """Return whom verified claims speak for."""
+    is_ours = "token_type" in claims  # signed with HS256 by who knows the accounts (verify_jwt)
     permissions = [] if (told := claims.get("permissions")) is None else told
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
-    subject = claims.get("sub") if algorithm == "ES256" else None
+    subject = None if is_ours else claims.get("sub")
     if subject is not None and not isinstance(subject, str):
         raise TokenError("The token's sub is not a string.")
-    user_id = _number_claim(claims, "user_id", True) if algorithm == "HS256" else None
-    if algorithm == "HS256" and user_id is None:
+    user_id = _number_claim(claims, "user_id", as_text=True) if is_ours else None
+    if is_ours and user_id is None:
         raise TokenError("The token has no user_id.")
     return Principal(
         kind="token",
@@ -1370,9 +1361,7 @@ def parse_bearer(authorization: str | None) -> str | None:
     return token.lstrip(" ")
 
 
-def _bearer_principal(
-    token: str, keys: AuthConfig, now: float, cache: TokenCache | None
-) -> Principal:
+def _bearer_principal(token: str, keys: AuthConfig, now: float) -> Principal:
     if equals_secret(token, keys.settings.auth_token):
         return OWNER
     if " " in token:
@@ -1381,20 +1370,17 @@ def _bearer_principal(
     if token.count(".") != 2:
         detail = "The bearer is neither the owner's key (AUTH_TOKEN) nor a JSON Web Token."
         raise TokenError(detail)
-    principal = cache.get(token, now) if cache else None
+    principal = keys.tokens.get(token, now)
     if principal is None:
-        algorithm, payload = verify_jws(
-            token, _utf8(keys.settings.jwt_signing_key), keys.public_key
-        )
-        claims = verify_claims(payload, algorithm, now)
-        principal = principal_of_claims(claims, algorithm)
-        if cache:
-            cache.put(token, principal, _time_claim(claims, "exp") or now)
+        hs256_key = keys.settings.jwt_signing_key
+        claims = verify_jwt(token, hs256_key=hs256_key, es256_key=keys.public_key, now=now)
+        principal = principal_of_claims(claims)
+        keys.tokens.put(token, principal, _time_claim(claims, "exp") or now)
     return principal
 
 
 def recall_principal(
-    authorization: str | None, cookies: str, keys: AuthConfig, cache: TokenCache, now: float
+    authorization: str | None, cookies: str, keys: AuthConfig, now: float
 ) -> Principal | None:
     """Return who makes a request if that costs nothing to tell, and is no account; else None.
 
@@ -1411,7 +1397,7 @@ def recall_principal(
             token = parse_bearer(authorization)
             if token:
                 owner = equals_secret(token, keys.settings.auth_token)
-                principal = OWNER if owner else cache.get(token, now)
+                principal = OWNER if owner else keys.tokens.get(token, now)
     return principal if principal and principal.user_id is None else None
 
 
@@ -1467,7 +1453,7 @@ def narrow(grant: Grant, method: str, path: str) -> Principal:
 
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: AuthConfig, now: float,
-    cache: TokenCache | None = None, cookies: str = "",
+    *, cookies: str = "",
 ) -> Principal:  # fmt: skip
     """Return who makes a request, from its `Authorization`, `?token=` and `Cookie`.
 
@@ -1484,7 +1470,7 @@ def find_principal(
         if upload_token is not None:
             uploader = _query_token_principal(upload_token, keys, now)
         if bearer is not None:
-            return _bearer_principal(bearer, keys, now, cache)
+            return _bearer_principal(bearer, keys, now)
     except TokenError as error:
         raise Unauthorized(error) from None
     if uploader is not None:
@@ -11852,7 +11838,6 @@ class App:
         self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(settings, read_public_key(settings))
-        self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
         self.new_passwords = PasswordHasher(1, MAX_NEW_PASSWORDS)
@@ -12902,7 +12887,7 @@ class Application(Service):
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
-            request.head.authorization, token, app.keys, time.time(), app.tokens, cookies
+            request.head.authorization, token, app.keys, time.time(), cookies=cookies
         )
         if principal.user_id:
             known = app.index.users.present(principal)
@@ -13043,7 +13028,7 @@ class Application(Service):
     def _recall(self, head: RequestHead, access: Access) -> Principal | None:
         """Return who makes a request, if that is remembered and has the access."""
         app, cookies = self.app, head.headers.get("cookie", "")
-        known = recall_principal(head.authorization, cookies, app.keys, app.tokens, time.time())
+        known = recall_principal(head.authorization, cookies, app.keys, time.time())
         if known is None or not allows(access, known, app.settings.read_auth_enabled):
             return None
         return known
@@ -13212,7 +13197,7 @@ def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
 
 def find_content(app: App, request: Request, sha256: str) -> Located:
     """Return a file with this content that the principal may read and that is there; 404."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    private = ["images"] if allows(PRIVATE_READ, request.principal) else []
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
@@ -13220,7 +13205,7 @@ def find_readable(
     app: App, request: Request, sha256: str, trashed: bool = False
 ) -> Located | None:
     """Return a file with this content, of any family, that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    private = ["images"] if allows(PRIVATE_READ, request.principal) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
     found = app.index.files.readable(sha256, roots, user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
@@ -13893,7 +13878,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     """Return a refresh token of ours by its looks, spent or not; TokenError."""
     key = app.settings.jwt_signing_key
     claims = verify_jwt(text, hs256_key=key, es256_key=None, now=time.time(), token_type="refresh")
-    principal = principal_of_claims(claims, "HS256")
+    principal = principal_of_claims(claims)
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
@@ -14323,7 +14308,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     """Return the record that a file URL's signature is good for; 401, 404."""
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
-    if not verify_until(app.file_key, key.lower(), expires, signature, time.time()):
+    if not verify_until(app.file_key, key.lower(), (expires, signature), time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
     request.principal = find_maker(app, record.user_id, int(expires) - FILE_URL_SECONDS)
@@ -14848,12 +14833,12 @@ def check_target(request: Request, kind: str, target: str) -> Share:
     """
     app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
-        require(USER, request.principal, True)
+        require(USER, request.principal)
         takes = int(kind == "collection")
         found = (find_collection if takes else find_record)(app, request, target)
         return Share("", owner, kind, "users", found.id, takes=takes)
     require(READ, request.principal, app.settings.read_auth_enabled)
-    require(WRITE, request.principal, True)
+    require(WRITE, request.principal)
     if kind == "file":
         file, _ = find_content(app, request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
@@ -14919,7 +14904,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
 def whose_shares(principal: Principal) -> tuple[int | None, bool]:
     """Return whose links may be listed and ended, None for the owner's; and whether all may."""
     if principal.user_id is None:
-        require(WRITE, principal, True)
+        require(WRITE, principal)
     return principal.user_id, principal.is_admin
 
 
@@ -14955,7 +14940,7 @@ def has_password(app: App, request: Request, share: Share) -> bool:
     cookies = request.headers.get("cookie", "")
     found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
     what, now = f"{share.id} {share.password}", time.time()  # another password ends it
-    return any(verify_until(app.share_key, what, end, signed, now) for end, signed in found)
+    return any(verify_until(app.share_key, what, signed, now) for signed in found)
 
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
@@ -15024,7 +15009,7 @@ def shared_id(app: App, share: Share, sha256: str, back: bool = False) -> str:
     """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
         return sha256
-    return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back)
+    return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back=back)
 
 
 def shared_json(
@@ -15259,7 +15244,7 @@ def is_trash_of(request: Request, trashed: Trashed) -> bool:
     """Return whether the caller may change what is in the trash: own records, or entities."""
     if trashed.kind == "media":
         return trashed.user_id == request.principal.user_id
-    return allows(WRITE, request.principal, True)
+    return allows(WRITE, request.principal)
 
 
 def find_trashed(app: App, request: Request, id: str) -> Trashed:
@@ -16597,7 +16582,7 @@ def open_album(
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
     albums, user_id = app.index.albums, request.principal.user_id
-    may_write = allows(WRITE, request.principal, True)
+    may_write = allows(WRITE, request.principal)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
         others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
@@ -16612,7 +16597,7 @@ def open_album(
             path.insert(0, [str(above), entity.label or f"#{above}"])
             above = entity.parent_id
         return albums.entities(id), albums.of_entities(id), path
-    require(USER, request.principal, True)
+    require(USER, request.principal)
     if key == "mine":
         return albums.records(caller(request)), [], []
     collection = find_collection(app, request, key)
@@ -16657,8 +16642,8 @@ def gallery_state(app: App, request: Request) -> dict[str, Any]:
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
         "read_only": not takes,
-        "can_upload": takes and allows(UPLOAD, principal, True),
-        "can_write": takes and allows(WRITE, principal, True),
+        "can_upload": takes and allows(UPLOAD, principal),
+        "can_write": takes and allows(WRITE, principal),
         "has_account": takes and principal.user_id is not None,
         "max_upload_bytes": settings.max_upload_bytes,
         "max_media_bytes": settings.max_media_bytes,
@@ -19013,14 +18998,14 @@ def build_parser() -> argparse.ArgumentParser:
         f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
         for item in COMMANDS.values()
     )
-    hidden = ", ".join(name.upper() for name, _, spec in Settings.table() if spec.secret)
+    hidden = ", ".join(name.upper() for name, spec in SETTINGS.items() if spec.secret)
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
         usage="python3 mediaserver.py [COMMAND] --storage_dir DIR [options]",
         description="Scans, serves and takes in a household's pictures and videos.",
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
-        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
+        f"(but {', '.join(n for n, spec in SETTINGS.items() if not spec.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
         "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
         "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
@@ -19030,10 +19015,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
-    for name, default, spec in Settings.table():
+    for name, spec in SETTINGS.items():
         if not spec.secret:
-            text = f"{spec.help} ({spec.shown or str(default).lower()})"
-            bare: Any = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+            text = f"{spec.help} ({spec.shown or str(spec.default).lower()})"
+            bare: Any = {"nargs": "?", "const": "true"} if isinstance(spec.default, bool) else {}
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"), **bare)
     for option in {option for item in COMMANDS.values() for option in item.options}:
         action = "store" if option.takes else "store_true"
@@ -19052,8 +19037,7 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
             values[option.parameter or option.name] = parsed
         except ValueError as error:
             raise SettingError(f"--{option.name}", str(error)) from None
-    known = {name for name, _, _ in Settings.table()}
-    for name in sorted(given.keys() - known):
+    for name in sorted(given.keys() - SETTINGS.keys()):
         raise SettingError(f"--{name}", f"is no option of {found.name}")
     return {name: value for name, value in values.items() if value is not None}
 
@@ -20097,7 +20081,7 @@ def server_is_stopped(settings: Settings) -> Iterator[bool]:
 @contextlib.contextmanager
 def opened_app(settings: Settings) -> Iterator[App]:
     """Yield what handlers need, for a command that does what they do and signs nothing."""
-    names = [name for name, _, spec in Settings.table() if spec.made]
+    names = [name for name, spec in SETTINGS.items() if spec.made]
     blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
     with opened_index(settings) as index:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())

@@ -267,7 +267,7 @@ SECRETS = {
     "MEDIA_SERVER_SECRET": UPLOAD_SECRET,
     "JWT_SIGNING_KEY": JWT_KEY,
 }
-SETTING_NAMES = {name.upper() for name, _, _ in ms.Settings.table()}
+SETTING_NAMES = {name.upper() for name in ms.SETTINGS}
 BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SETTING_NAMES}
 
 
@@ -683,9 +683,9 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special["log_format"] = "JSON"
     special["media_dir"] = "s3://family/photos"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
-    for name, default, how in ms.Settings.table():
+    for name, how in ms.SETTINGS.items():
         for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
-            fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
+            fitting = [text for kind, text in samples.items() if isinstance(how.default, kind)]
             text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
             keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
@@ -1027,7 +1027,7 @@ def test_help_explains_every_setting_and_command(tmp_path):
     ended = run_program("--help", cwd=tmp_path)
     assert ended.returncode == 0
     words = " ".join(ended.stdout.split())
-    for name, _, how in ms.Settings.table():
+    for name, how in ms.SETTINGS.items():
         assert (name.upper() if how.secret else f"--{name}") in words
         assert how.secret or how.help in words
     assert all(name in words for name in ms.COMMANDS)
@@ -1317,14 +1317,14 @@ def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str],
 def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
     key = ms.derive_key("secret", "file url")
     signature, expires = ms.sign_until(key, "a-b", int(NOW)), str(int(NOW))
-    assert ms.verify_until(key, "a-b", expires, signature, NOW)
-    assert not ms.verify_until(key, "a-b", expires, signature, NOW + 1)
-    assert not ms.verify_until(key, "a-c", expires, signature, NOW)
-    assert not ms.verify_until(key, "a-b", str(int(NOW) + 9), signature, NOW)
-    assert not ms.verify_until(key, "a-b", "1e99", signature, NOW)
-    assert not ms.verify_until(key, "a-b", expires, "é\ud800", NOW)
+    assert ms.verify_until(key, "a-b", (expires, signature), NOW)
+    assert not ms.verify_until(key, "a-b", (expires, signature), NOW + 1)
+    assert not ms.verify_until(key, "a-c", (expires, signature), NOW)
+    assert not ms.verify_until(key, "a-b", (str(int(NOW) + 9), signature), NOW)
+    assert not ms.verify_until(key, "a-b", ("1e99", signature), NOW)
+    assert not ms.verify_until(key, "a-b", (expires, "é\ud800"), NOW)
     other = ms.derive_key("secret", "page url")
-    assert not ms.verify_until(other, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(other, "a-b", (expires, signature), NOW)
 
 
 # --- Passwords
@@ -1730,12 +1730,12 @@ def test_access_is_the_contracts_table(access: ms.Access, allowed: str) -> None:
         "writer": WRITER_PRINCIPAL, "user": USER_PRINCIPAL, "owner": ms.OWNER, "demo": ms.DEMO,
     }  # fmt: skip
     for name, principal in principals.items():
-        assert ms.allows(access, principal, True) is (name in allowed.split())
+        assert ms.allows(access, principal) is (name in allowed.split())
         if access is ms.Access.READ:
             assert ms.allows(access, principal, False)
         if name not in allowed.split():
             with pytest.raises(ms.HTTPError) as caught:
-                ms.require(access, principal, True)
+                ms.require(access, principal)
             assert caught.value.status == (401 if name == "anonymous" else 403)
 
 
@@ -1753,7 +1753,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     value = ms.sign_view(principal, KEYS.view_key, NOW)
 
     def found(cookies: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal:
-        return ms.find_principal(None, None, keys, now, None, cookies)
+        return ms.find_principal(None, None, keys, now, cookies=cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
     seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
@@ -1764,8 +1764,8 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
         keys = auth_config(owners_key, jwt_key)
         assert found(good, keys=keys) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
-    assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
-    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, None, good) == ms.OWNER
+    assert ms.find_principal(None, token, KEYS, NOW, cookies=good) == ms.UPLOADER
+    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, cookies=good) == ms.OWNER
 
 
 @pytest.mark.parametrize(
@@ -1773,20 +1773,20 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
 )
 def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
     cookies = "mediaserver_view=" + value.format(ms.sign_view(ms.OWNER, KEYS.view_key, NOW))
-    assert ms.find_principal(None, None, KEYS, NOW, None, cookies) == ms.ANONYMOUS
+    assert ms.find_principal(None, None, KEYS, NOW, cookies=cookies) == ms.ANONYMOUS
 
 
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
-    cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
-    principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = auth_config("a", "b")
-    assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
+    keys, token = auth_config(public_key=KEYS.public_key), f"Bearer {es256(FOREIGN)}"
+    principal = ms.find_principal(token, None, keys, NOW)
+    keys.public_key = None
+    assert ms.find_principal(token, None, keys, NOW + 59) == principal
     with pytest.raises(ms.HTTPError):
-        ms.find_principal(token, None, keyless, NOW + 60, cache)
+        ms.find_principal(token, None, keys, NOW + 60)
 
 
 def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
-    cache = ms.TokenCache()
+    fresh = auth_config(public_key=KEYS.public_key)
     tokens = {
         name: f"Bearer {text}"
         for name, text in {
@@ -1796,19 +1796,19 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     }  # fmt: skip
     tokens["basic"] = "Basic eDp5"
 
-    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal | None:
-        return ms.recall_principal(tokens.get(name), "", keys, cache, now)
+    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = fresh) -> ms.Principal | None:
+        return ms.recall_principal(tokens.get(name), "", keys, now)
 
     assert recall("foreign") is None  # not seen yet
     for name in ("foreign", "account"):
-        ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+        ms.find_principal(tokens[name], None, fresh, NOW)
     for name in ("owner", "foreign"):
         assert recall(name) == ms.find_principal(tokens[name], None, KEYS, NOW)
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
     view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
-    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
+    assert ms.recall_principal(None, view, fresh, NOW) is None  # it may have been ended
     demo = auth_config(auth_disabled="true")
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -18451,7 +18451,7 @@ def readme() -> str:
     return (HERE / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in ms.Settings.table()])
+@pytest.mark.parametrize("name", ms.SETTINGS)
 def test_every_setting_is_in_the_readme(readme, name):
     assert re.search(rf"`({name.upper()}|--{name})`", readme)
 
@@ -18471,7 +18471,7 @@ def test_every_command_is_in_the_readme(readme, name):
 def test_the_example_of_a_dotenv_names_real_settings_with_values_that_parse():
     text = (HERE / ".env.example").read_text("utf-8")
     named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
-    table = {name.upper(): how for name, _, how in ms.Settings.table()}
+    table = {name.upper(): how for name, how in ms.SETTINGS.items()}
     assert named
     assert {name for name in named if not table[name].environment} == set()
     assert named >= {"MEDIA_SERVER_SECRET", "AUTH_TOKEN", "STORAGE_DIR"}
