@@ -848,12 +848,12 @@ def verify_until(key: bytes, what: str, signed: tuple[str, str], now: float) -> 
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
-def cover_hash(key: bytes, sha256: str, *, back: bool = False) -> str:
+def encrypt_hash(key: bytes, sha256: str, *, back: bool = False) -> str:
     """Return what stands for a hash, or `back` the hash, which nobody finds without the key.
 
     Four rounds of a Feistel network are a pseudorandom permutation (Luby and Rackoff, 1988).
 
-    >>> cover_hash(b"key", cover_hash(b"key", "5f" * 32), back=True) == "5f" * 32
+    >>> encrypt_hash(b"key", encrypt_hash(b"key", "5f" * 32), back=True) == "5f" * 32
     True
     """
     left, right = sha256[:32], sha256[32:]
@@ -1441,7 +1441,7 @@ def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principa
     return UPLOADER
 
 
-def narrow(grant: Grant, method: str, path: str) -> Principal:
+def principal_of_grant(grant: Grant, method: str, path: str) -> Principal:
     """Return who comes with a scoped token, by what it lets do with this request.
 
     `path` is without percent-encoding.
@@ -3375,14 +3375,14 @@ class Format(NamedTuple):
     mime_type: str
     others: str = ""  # extensions of such files
     uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
-    start: bytes = b""  # a pattern; none where what contains it is recognized
-    parse: Callable[[_Span, _Draft], None] | None = None
+    start: bytes = b""  # a pattern; none where `_identify` has another way, or the parser tells
+    parse: Callable[[_Span, _Draft], None] = lambda file, draft: None
 
 
 FORMATS = {each[0]: Format(*each) for each in (
     ("3g2", "video/3gpp2"),
     ("3gp", "video/3gpp"),
-    ("aac", "audio/aac"),
+    ("aac", "audio/aac", "", "", b"", _mpeg_audio),
     ("aiff", "audio/x-aiff", "aif aifc", "", rb"FORM....AIF[FC]", _aiff),
     ("amr", "audio/amr", "awb", "", rb"#!AMR(?:-WB)?\n", _amr),
     ("apng", "image/apng"),
@@ -3428,7 +3428,7 @@ FORMATS = {each[0]: Format(*each) for each in (
     ("raf", "image/x-fujifilm-raf", "", "raw", rb"FUJIFILMCCD-RAW ", _raf),
     ("rw2", "image/x-panasonic-rw2", "", "raw", rb"IIU\0", _tiff),
     ("srw", "image/x-samsung-srw", "", "raw"),
-    ("svg", "image/svg+xml", "", "media"),
+    ("svg", "image/svg+xml", "", "media", b"", _svg),
     ("tiff", "image/tiff", "tif", "",  # and BigTIFF
      rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),
     ("ts", "video/mp2t", "", "", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
@@ -3452,16 +3452,14 @@ def formats_for(use: str) -> frozenset[str]:
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
-def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
-    """Return extension and parser of the file that starts so."""
+def _identify(head: bytes) -> Format | None:
+    """Return the format of the file that starts so."""
     if match := _START.match(head):
-        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
-        assert known.parse
-        return known.extension, known.parse
+        return _KNOWN_STARTS[(match.lastindex or 0) - 1]
     if _svg_root(head):
-        return "svg", _svg
+        return FORMATS["svg"]
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
-    return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
+    return FORMATS[first[1].extension] if first and first[0] == 0 else None
 
 
 def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
@@ -3483,10 +3481,9 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     known = _identify(head[:HEAD_BYTES])
     if known is None:
         return None
-    extension, parse = known
-    draft = _Draft(extension)
+    draft = _Draft(known.extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
+        known.parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
     mime_type = draft.mime_type or FORMATS[draft.extension].mime_type
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
@@ -3855,7 +3852,7 @@ class Table:
 
     def _change(self, sql: str, *values: Any, durable: bool = True) -> bool:
         """Run one statement in a transaction of its own; return whether it changed a row."""
-        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
+        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable=durable)
 
 
 class Rows(Table, Generic[T]):
@@ -3924,7 +3921,7 @@ class IndexConnection(sqlite3.Connection):
             self.close()
 
 
-SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before a checkpoint
 SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
 
@@ -3944,26 +3941,33 @@ class SpareSpace:
     def hold(self) -> None:
         """Take the space, unless it is held, there is too little, or was a moment ago."""
         now = time.monotonic()
-        if self.missed_at is None or now > self.missed_at + SPARE_SECONDS:
-            self.missed_at = None if self.is_held() or self._take() else now
+        if self.missed_at is not None and now <= self.missed_at + SPARE_SECONDS:
+            return
+        self.missed_at = now
+        with contextlib.suppress(OSError):
+            if not self.is_held():
+                self._take()
+            self.missed_at = None
 
     def is_held(self) -> bool:
         """Return whether the space is there, which only an index of this program has."""
         return self._path.exists()
 
-    def _take(self) -> bool:
-        try:
-            disk = os.statvfs(self._path.parent)
-            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
-            if size < SPARE_BYTES // SPARE_SHARE:
-                return False
-            with open(self._path, "xb", buffering=0, opener=open_private) as file:
-                if allocate(file, size):
-                    return True
-            self._path.unlink()
-        except OSError:
-            pass
-        return False
+    def _take(self) -> None:
+        """Make the file; OSError where there is no room for it."""
+        disk = os.statvfs(self._path.parent)
+        size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+        if size < SPARE_BYTES // SPARE_SHARE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with open(self._path, "xb", buffering=0, opener=open_private) as file:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                elif file.write(bytes(size)) < size:  # macOS
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._path.unlink()
+                raise
 
     def give_up(self) -> bool:
         """Let the index have the space; return whether it was held."""
@@ -3973,17 +3977,6 @@ class SpareSpace:
         except OSError:
             return False
         return True
-
-
-def allocate(file: io.FileIO, size: int) -> bool:
-    """Have the disk set so many bytes aside for a file; return whether it has."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-            return True
-        return file.write(bytes(size)) == size  # macOS
-    except OSError:
-        return False
 
 
 class Change:
@@ -4003,7 +3996,7 @@ MAX_COUNTS = 100  # kept by a thread
 class Index:
     """The SQLite file and the subjects in it."""
 
-    def __init__(self, path: Path, query_only: bool = False) -> None:
+    def __init__(self, path: Path, *, query_only: bool = False) -> None:
         self.path = path
         self._query_only = query_only
         if not query_only:  # SQLite would let others read it
@@ -4020,11 +4013,11 @@ class Index:
         self.files = Files(self, located, SELECT_LOCATED)
         self.users = Users(self, User._make, f"SELECT {USER_COLUMNS} FROM user")
         self.sessions = Sessions(self, Session._make, f"SELECT {SESSION_COLUMNS} FROM session")
-        self.failures = Failures(self)
+        self.login_failures = LoginFailures(self)
         self.token_uses = TokenUses(self)
         self.shares = ShareLinks(self, Share._make, "SELECT * FROM share")
-        self.collections = OwnedTable(self, "collection", Collection)
-        self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
+        self.collections = Collections(self, "collection", Collection)
+        self.media = MediaRecords(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self, Trashed._make, f"SELECT * FROM ({TRASHED})")
         self.albums = Albums(self)
@@ -4072,7 +4065,7 @@ class Index:
         row = self.read(sql, *values, db=db).fetchone()
         return row[0] if row else None
 
-    def write(self, apply: Callable[[Database], T], durable: bool = True) -> T:
+    def write(self, apply: Callable[[Database], T], *, durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
 
         What `apply` raises is raised here, and only its own changes are undone. With
@@ -4095,13 +4088,13 @@ class Index:
         self._commit(changes)
         if unwritten := [each for each in changes if each.error and is_full(each.error)]:
             self.spare.give_up()
-            self._fold_in()
+            self._checkpoint()
             self._commit(unwritten)
         if self.spare.missed_at is not None:
-            self._fold_in()
+            self._checkpoint()
             self.spare.hold()
 
-    def _fold_in(self) -> None:
+    def _checkpoint(self) -> None:
         """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
         with contextlib.suppress(sqlite3.OperationalError):
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -4142,7 +4135,7 @@ class Index:
         self._writer.execute("RELEASE change")
 
     def close(self) -> None:
-        """Close every thread's connection: the last one of all processes folds the WAL in."""
+        """Close every thread's connection: the last one of all processes makes a checkpoint."""
         with self._lock:
             for connection in list(self._connections):
                 connection.close()
@@ -4184,7 +4177,8 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         """Note something under a key."""
-        self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+        sql = "REPLACE INTO meta VALUES (?, ?)"
+        self.write(lambda db: db.execute(sql, (key, value)), durable=False)
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -4204,11 +4198,17 @@ def placeholders(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))
 
 
+INSERT_ASSET = (
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(ASSET_NAMES)})"
+    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
+)
+
+
 class Assets(Table):
-    """Contents and what is known of them."""
+    """What is known of content, wherever it lies."""
 
     def count_by_kind(self) -> list[tuple[str, int, int]]:
-        """Return number and bytes of the contents of each kind."""
+        """Return number and bytes of the assets of each kind."""
         sql = "SELECT coalesce(kind, 'other'), count(*), sum(size) FROM asset GROUP BY kind"
         return self._index.read(sql).fetchall()
 
@@ -4218,7 +4218,7 @@ class Assets(Table):
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
     def set_facts(self, db: Database, asset: Asset) -> None:
-        """Note what a content says of itself, if that is something else than before."""
+        """Note the facts of an asset, if they are others than before."""
         if (facts := asset.facts) is None:
             return
         names, values = ", ".join(Facts._fields), placeholders(facts)
@@ -4243,7 +4243,7 @@ class Assets(Table):
         sql = f"DELETE FROM asset WHERE sha256 = ? AND {unused}"
         return db.execute(sql, (sha256,)).rowcount > 0
 
-    def set_thumbnail(self, sha256: str, made: bool) -> bool:
+    def set_thumbnail(self, sha256: str, *, made: bool) -> bool:
         """Note whether a thumbnail could be made; return whether the asset is still known."""
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
         return self._change(sql, int(made), sha256, durable=False)
@@ -4271,12 +4271,6 @@ class Assets(Table):
         )
         rows = self._index.read(sql, after, *kinds, limit)
         return [located(row) for row in rows]
-
-
-INSERT_ASSET = (
-    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(ASSET_NAMES)})"
-    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
-)
 
 
 def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
@@ -4332,7 +4326,7 @@ class Files(Rows[Located]):
         return self._all(f"WHERE {which} ORDER BY root DESC, path", sha256, *roots, db=db)
 
     def readable(
-        self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
+        self, sha256: str, roots: Sequence[str], user_id: int | None, *, trashed: bool = False
     ) -> list[Located]:
         """Return an asset's files in some folders, the library first, or of a user's records."""
         own = (
@@ -4416,7 +4410,7 @@ class Files(Rows[Located]):
         values = (file.root, os.fsencode(file.path), file.sha256)
         return bool(self._index.value(sql, *values, db=db))
 
-    def shown(self, folder: str, below: bool) -> Iterator[Shown]:
+    def shown(self, folder: str, *, below: bool) -> Iterator[GalleryItem]:
         """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
@@ -4425,7 +4419,7 @@ class Files(Rows[Located]):
             " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
             f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
         )
-        return read_shown(self._index, source, prefix, prefix + BEHIND_ALL)
+        return read_gallery(self._index, source, prefix, prefix + BEHIND_ALL)
 
     def library_version(self) -> str | None:
         """Return what changes with everything that lists of the library show."""
@@ -4446,8 +4440,8 @@ class Files(Rows[Located]):
 MANY_ROWS = 500  # fetched with one call
 
 
-class Shown(NamedTuple):
-    """A content of the library as the gallery shows it."""
+class GalleryItem(NamedTuple):
+    """An asset as the gallery shows it."""
 
     sha256: str
     path: bytes
@@ -4467,14 +4461,14 @@ class Shown(NamedTuple):
     id: str | None  # of the media record or entity that it is shown as
 
 
-def read_shown(index: Index, source: str, *values: Any) -> Iterator[Shown]:
+def read_gallery(index: Index, source: str, *values: Any) -> Iterator[GalleryItem]:
     """Read what is shown, the newest first; `source` gives an asset, its path, moment and id."""
     taken = "strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken"
-    columns = ", ".join(Shown._fields)
+    columns = ", ".join(GalleryItem._fields)
     sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
     rows = index.read(sql, *values)
     while some := rows.fetchmany(MANY_ROWS):
-        yield from map(Shown._make, some)
+        yield from map(GalleryItem._make, some)
 
 
 class User(NamedTuple):
@@ -4525,11 +4519,6 @@ class Users(Rows[User]):
             return principal  # another program's account, or none
         kept = principal.permissions.intersection(row[1].split())
         return principal._replace(permissions=kept) if row[0] and row[2] else None
-
-    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
-        """Return what a user's files take, those of softly deleted records included."""
-        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
-        return int(self._index.value(sql, user_id, db=db))
 
     def find(self, name: str) -> User | None:
         """Return the account with this e-mail in any case, else with this username."""
@@ -4582,7 +4571,7 @@ class Users(Rows[User]):
             self._index.sessions.end_all(db, user.id)
         return changed
 
-    def set_active(self, db: Database, user: User, active: bool) -> None:
+    def set_active(self, db: Database, user: User, *, active: bool) -> None:
         """Let an account in, or keep it out for good with all tokens and links that it has."""
         # A clock that was wrong at its disabling must not keep out the tokens of later logins.
         sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
@@ -4643,7 +4632,7 @@ class Sessions(Rows[Session]):
         return opened > 0
 
     def rotate(
-        self, db: Database, token: RefreshToken, jti: str, arrived: float, lifetime: int
+        self, db: Database, token: RefreshToken, jti: str, *, arrived: float, lifetime: int
     ) -> tuple[User, Session] | None:
         """Spend a refresh token for the one with `jti`; None if it is no good any more.
 
@@ -4688,10 +4677,6 @@ class Sessions(Rows[Session]):
     def end_all(self, db: Database, user_id: int) -> int:
         """End the sessions of an account; return how many there were."""
         return db.execute("DELETE FROM session WHERE user_id = ?", (user_id,)).rowcount
-
-
-FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
-CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
 
 
 class TokenUses(Table):
@@ -4777,13 +4762,8 @@ class ShareLinks(Rows[Share]):
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
         return self._change(sql, id, owner, everyone)
 
-    def has_files(self, path: str) -> bool:
-        """Return whether there is anything in a folder of the library."""
-        share = Share("", None, "folder", "library", path)
-        return bool(self.files(share, limit=1))
-
     def files(
-        self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
+        self, share: Share, *, reads: bool, sha256: str = "", limit: int = -1
     ) -> list[Located]:
         """Return what a share shows, or only what of it has an asset, in the order of the paths.
 
@@ -4796,7 +4776,11 @@ class ShareLinks(Rows[Share]):
         return [located(row) for row in rows]
 
 
-class Failures(Table):
+FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
+CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
+
+
+class LoginFailures(Table):
     """Failed logins of the last minutes, by account and by address.
 
     A login counts as failed from its beginning until it succeeds, so that many at once, in
@@ -4892,8 +4876,6 @@ def search_text(*texts: str | None) -> str:
     return "\0".join([(text or "").casefold() for text in texts])  # no client's text has a NUL
 
 
-# What shows the same asset in the same collection as a record, and was perhaps deleted
-SHOW_ONCE = "DELETE FROM media WHERE user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"
 Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
@@ -4947,8 +4929,44 @@ class OwnedTable(Rows[Record]):
         """Add a record or change the one with its id."""
         row = [*record, search_text(record.name, record.description)]
         upsert(db, self._table, (*record._fields, "folded"), row)
-        if isinstance(record, MediaRecord):
-            db.execute(SHOW_ONCE, (record.user_id, record.collection_id, record.sha256, record.id))
+
+    def is_known(self, key: str) -> bool:
+        """Return whether there is something with this id, softly deleted or not."""
+        return bool(self._index.value(f"SELECT 1 FROM {self._table} WHERE id = ?", key))
+
+
+class Collections(OwnedTable[Collection]):
+    """Users' collections."""
+
+    def remove(self, user_id: int, key: str) -> bool:
+        """Delete a collection and keep its media; return whether there was one."""
+
+        def apply(db: Database) -> int:
+            sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
+            removed = db.execute(sql, (key, user_id)).rowcount
+            if removed:
+                db.execute("DELETE FROM media WHERE collection_id = ? AND sha256 NOTNULL", (key,))
+                sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
+                db.execute(sql, (key,))
+            return removed
+
+        return self._index.write(apply) > 0
+
+
+class MediaRecords(OwnedTable[MediaRecord]):
+    """Users' records of media."""
+
+    def put(self, db: Database, record: MediaRecord) -> None:
+        """Add a record or change the one with its id; a collection shows an asset once."""
+        super().put(db, record)
+        same = "user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"  # perhaps deleted
+        values = (record.user_id, record.collection_id, record.sha256, record.id)
+        db.execute(f"DELETE FROM media WHERE {same}", values)
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """Return what a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.value(sql, user_id, db=db))
 
     def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
@@ -4971,26 +4989,18 @@ class OwnedTable(Rows[Record]):
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
         return db.execute(sql, (now, key, user_id)).rowcount > 0
 
-    def is_known(self, key: str) -> bool:
-        """Return whether there is something with this id, softly deleted or not."""
-        return bool(self._index.value(f"SELECT 1 FROM {self._table} WHERE id = ?", key))
+    def restore(self, key: str, now: float) -> bool:
+        """Bring back what was deleted softly; return whether there was such a record."""
+        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+        return self._change(changed, now, key)
 
-    def remove_collection(self, user_id: int, key: str) -> bool:
-        """Delete a collection and keep its media; return whether there was one."""
-
-        def apply(db: Database) -> int:
-            sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
-            removed = db.execute(sql, (key, user_id)).rowcount
-            if removed:
-                db.execute("DELETE FROM media WHERE collection_id = ? AND sha256 NOTNULL", (key,))
-                sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
-                db.execute(sql, (key,))
-            return removed
-
-        return self._index.write(apply) > 0
+    def remove(self, db: Database, key: str) -> list[str]:
+        """Forget a record; return the path of its file, if it had one."""
+        path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", key, db=db)
+        return [path] if path else []
 
 
-def bounded(number: int) -> int:
+def clamp(number: int) -> int:
     """Return the nearest number that SQLite can compare with."""
     return max(-MAX_BYTES, min(number, MAX_BYTES))
 
@@ -5006,11 +5016,18 @@ class Entities(Table):
 
     def versions(self, id: int) -> list[Entity]:
         """Return all versions of one, the oldest first."""
-        rows = self._index.read(f"{self._select(True)} WHERE id = ? ORDER BY version", id)
+        select = self._select("entity_version")
+        rows = self._index.read(f"{select} WHERE id = ? ORDER BY version", id)
         return [Entity.from_row(row) for row in rows]
 
     def page(
-        self, version: int | None, filters: Mapping[str, Any], text: str, limit: int, offset: int
+        self,
+        version: int | None,
+        filters: Mapping[str, Any],
+        text: str,
+        *,
+        limit: int,
+        offset: int,
     ) -> tuple[list[tuple[int, int]], int]:
         """Return the ids and transactions of some of those that fit, by id, and how many fit.
 
@@ -5027,26 +5044,26 @@ class Entities(Table):
     ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
         which = "" if version is None else "AND version = ?"
-        sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
-        values = ids if version is None else (*ids, bounded(version))
+        select = self._select("entity_version" if which else "entity")
+        sql = f"{select} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
+        values = ids if version is None else (*ids, clamp(version))
         return [Entity.from_row(row) for row in self._index.read(sql, *values, db=db)]
 
-    def _select(self, versions: bool = False) -> str:
+    def _select(self, table: str) -> str:
         """Return all there is to read of an entity."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
-        source = "entity_version" if versions else "entity"
-        joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
+        joined = f"{table} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
         return f"SELECT {columns}, {ASSET_COLUMNS} FROM {joined}"
 
     def _where(
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
         """Return a table and its condition; booleans are written out for the partial indexes."""
-        chosen = [] if version is None else [("version = ?", bounded(version))]
+        chosen = [] if version is None else [("version = ?", clamp(version))]
         found = [("instr(search, ?)", search_text(text))] if text else []
         equal = [
             (f"{column} = {value:d}", None) if isinstance(value, bool)
-            else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
+            else (f"{column} IS ?", clamp(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
         which, values = where_clause(*chosen, *equal, *found)
@@ -5170,16 +5187,6 @@ class Trash(Rows[Trashed]):
 
         return self._index.write(look)
 
-    def restore_media(self, id: str, now: float) -> bool:
-        """Bring back a media record; return whether it was in the trash."""
-        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
-        return self._change(changed, now, id)
-
-    def remove_media(self, db: Database, id: str) -> list[str]:
-        """Forget a media record; return the path of its file, if it had one."""
-        path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", id, db=db)
-        return [path] if path else []
-
 
 SHOWN_RECORDS = """
     SELECT asset.*, CAST(name AS BLOB) AS path, coalesce(created, created_at) AS moment, media.id,
@@ -5207,21 +5214,21 @@ class Album(NamedTuple):
 class Albums(Table):
     """What the gallery shows besides the library: users' records, entities, and their trash."""
 
-    def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
+    def records(self, user_id: int, collection: str | None = None) -> Iterator[GalleryItem]:
         """Return a user's records in a collection, or all that have a file of their own."""
         which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
-        return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
+        return read_gallery(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
 
-    def entities(self, parent: int | None) -> Iterator[Shown]:
+    def entities(self, parent: int | None) -> Iterator[GalleryItem]:
         """Return the entities in a collection, or at the root."""
         source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
-        return read_shown(self._index, source, None, 0, parent)
+        return read_gallery(self._index, source, None, 0, parent)
 
-    def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
+    def trash(self, user_id: int | None, *, with_entities: bool) -> Iterator[GalleryItem]:
         """Return what is softly deleted of a user, and of the entities if wanted."""
-        return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
+        return read_gallery(self._index, SHOWN_TRASH, user_id, 1, with_entities)
 
-    def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
+    def outside(self, user_id: int | None, *, with_entities: bool) -> list[Album]:
         """Return what there is besides collections, by the words that the gallery has for it."""
         mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
         found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
@@ -5255,17 +5262,6 @@ class Albums(Table):
         sql = f"SELECT album, count(*), sha256, max(moment) FROM ({source}) GROUP BY album"
         counts = {row[0]: row[1:3] for row in self._index.read(sql, user_id, 0)}
         return [Album(str(key), name, *counts.get(key, ())) for key, name in rows]
-
-
-CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
-
-
-INDEX_NAME = "index.sqlite3"  # in DATA; elsewhere it has the name that DATABASE_URL gives
-
-
-def damage_mark(index: Path) -> Path:
-    """Return the file that says that damage was met in an index."""
-    return index.with_name(f"{index.name}-suspect")
 
 
 class OpenUpload(NamedTuple):
@@ -5347,6 +5343,15 @@ class Uploads(Rows[OpenUpload]):
         return int(self._index.value(sql, owner, target, but))
 
 
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+INDEX_NAME = "index.sqlite3"  # in DATA; elsewhere it has the name that DATABASE_URL gives
+
+
+def damage_mark(index: Path) -> Path:
+    """Return the file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
+
+
 def open_index(path: Path) -> Index:
     """Return the index at `path`, made or migrated where needed.
 
@@ -5364,7 +5369,7 @@ def open_index(path: Path) -> Index:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
         damage_mark(path).unlink(missing_ok=True)
-        fresh = migrated(Index(path))
+        fresh = apply_migrations(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
@@ -5385,11 +5390,11 @@ def open_sound_index(path: Path) -> Index:
     refuse_other_file(path)
     try:
         try:
-            index = migrated(Index(path))
+            index = apply_migrations(Index(path))
         except sqlite3.OperationalError:  # on a full disk it needs the space kept for it
             if not SpareSpace(path).give_up():
                 raise
-            index = migrated(Index(path))
+            index = apply_migrations(Index(path))
         index.spare.hold()
         return index
     except sqlite3.OperationalError as error:
@@ -5400,7 +5405,7 @@ def open_sound_index(path: Path) -> Index:
         raise
 
 
-def fold_wal_in(path: Path) -> None:
+def checkpoint_index(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
     with contextlib.suppress(sqlite3.DatabaseError):
         index = Index(path, query_only=True)
@@ -5408,7 +5413,7 @@ def fold_wal_in(path: Path) -> None:
             index.get_meta("decoders")  # what was not read is closed as it is
 
 
-def migrated(index: Index) -> Index:
+def apply_migrations(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
     version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -5620,7 +5625,7 @@ class Tree:
 
     # Names
 
-    def resolve(self, name: str, make: bool = False) -> Place:
+    def resolve(self, name: str, *, make: bool = False) -> Place:
         """Open the folder that a name is in, and follow no link on the way.
 
         With `make`, what is missing on the way is made, durably, unless the root is not the one
@@ -5641,7 +5646,7 @@ class Tree:
             if make and inode(os.fstat(folder)) != self._identity:
                 self._check_root(folder)
             for part in parts:
-                outer, folder = folder, open_folder(part, folder, make)
+                outer, folder = folder, open_folder(part, folder, make=make)
                 os.close(outer)
         except BaseException as error:
             os.close(folder)
@@ -5652,7 +5657,7 @@ class Tree:
             self._inner[parts[0]] = inode(os.fstat(folder))
         return Place(folder, last)
 
-    def open(self, name: str, write: bool = False) -> io.FileIO:
+    def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Open the file for reading; OSError where there is none, or none that is regular."""
         with self.resolve(name) as place:
             flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
@@ -5836,7 +5841,7 @@ class Folder(Tree):
         place = self.resolve(name, make=True)
         with undoing(os.close, place.folder):
             file = self._create(place, size)
-        hashes = new_hashes(md5)
+        hashes = new_hashes(md5=md5)
         return Incoming(self, name, file, limit, hashes=hashes, place=place, has_room=size)
 
     def need_room(self, size: int) -> None:
@@ -6014,7 +6019,7 @@ class Hash(Protocol):
         """Return the hash of all bytes so far."""
 
 
-def new_hashes(md5: bool) -> Sequence[Hash]:
+def new_hashes(*, md5: bool) -> Sequence[Hash]:
     """Return SHA-256 and, if it is wanted, MD5, of nothing yet."""
     return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
 
@@ -6153,7 +6158,7 @@ class Incoming:
         if buffer is not None:
             self.folder.buffers.give_back(buffer)
 
-    def discard(self, undo: bool = True) -> None:
+    def discard(self, *, undo: bool = True) -> None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first."""
         if self.file.closed:
             return
@@ -6293,7 +6298,7 @@ def inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def open_folder(name: str, parent: int, make: bool) -> int:
+def open_folder(name: str, parent: int, *, make: bool) -> int:
     """Open a folder in an open one, and `make` it durably where it is missing."""
     flags = OPEN_FOLDER if make else PASS_FOLDER  # what comes there is to be synced
     try:
@@ -6461,8 +6466,8 @@ def read_syllable(character: str) -> str:
 # finds out whether the store is back. So one that is away keeps few threads, and no other work.
 
 S3_SECONDS = 30.0  # that a store may take to go on with a request
-S3_PLACES = 32  # requests at once
-S3_PLACE_SECONDS = 0.5  # that one waits for a place among them
+S3_SLOTS = 32  # requests at once
+S3_SLOT_SECONDS = 0.5  # that one waits for a slot among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
 S3_SHIFT_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
@@ -6615,7 +6620,7 @@ class S3Client:
         """Without an endpoint it is AWS's. Buckets are paths, which every store understands."""
         self._signer = signer
         self._endpoint = urlsplit(endpoint or f"https://s3.{signer.region}.amazonaws.com")
-        self._places = threading.BoundedSemaphore(S3_PLACES)
+        self._slots = threading.BoundedSemaphore(S3_SLOTS)
         self._idle: deque[tuple[float, HTTPConnection]] = deque()
         self._retry_at = 0.0  # monotonic; 0: the circuit is closed
         self._is_conditional = True  # whether the store may know If-None-Match
@@ -6634,21 +6639,21 @@ class S3Client:
 
     def call(self, request: S3Request) -> S3Answer:
         """Return the whole answer to a request; an OSError where it is refused."""
-        with self.place():
+        with self.slot():
             return self.open(request, is_whole=True)[0]
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Take a place among the requests that are under way; Unavailable if none gets free."""
-        patience = 0.0 if self._retry_at else S3_PLACE_SECONDS
-        if not self._places.acquire(timeout=patience):
+    def slot(self) -> Iterator[None]:
+        """Take a slot among the requests that are under way; Unavailable if none gets free."""
+        patience = 0.0 if self._retry_at else S3_SLOT_SECONDS
+        if not self._slots.acquire(timeout=patience):
             raise Unavailable("too many requests are under way")
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
-    def open(self, request: S3Request, is_whole: bool = False) -> tuple[S3Answer, S3Run]:
+    def open(self, request: S3Request, *, is_whole: bool = False) -> tuple[S3Answer, S3Run]:
         """Send a request, if need be again; an OSError where it is refused.
 
         The answer's body is to be read from the run, unless it `is_whole`.
@@ -6678,7 +6683,7 @@ class S3Client:
         check_answer(request, answer)
         return answer, S3Run(connection, response)
 
-    def _is_final(self, request: S3Request, answer: S3Answer, is_last: bool) -> bool:
+    def _is_final(self, request: S3Request, answer: S3Answer, *, is_last: bool) -> bool:
         """Return whether another try would change nothing; note how the store is to be asked."""
         if answer.code == 501 and "if-none-match" in request.headers:
             self._is_conditional = False  # OpenStack Swift; who sends has looked before
@@ -6889,10 +6894,10 @@ class Bucket(Folder):
         """Return what reads an object while it is sent."""
         return ObjectReader(self, file.path, (file.size, file.mtime_ns))
 
-    def open(self, name: str, write: bool = False) -> io.FileIO:
+    def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Return a copy of an object for what needs a file; it has no name."""
         if self.is_local(name):
-            return super().open(name, write)
+            return super().open(name, write=write)
         import tempfile  # 5 ms
 
         size, mtime_ns, _ = state_of(self.stat(name))
@@ -7089,7 +7094,7 @@ class ObjectReader(SlowReader):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
 
     def read_at(self, offset: int, count: int) -> bytes:
-        with self.bucket.client.place():
+        with self.bucket.client.slot():
             for _ in range(2):  # a store may have hung up while the reader was slow
                 if self._run is None or self._at != offset:
                     self.close()
@@ -7226,8 +7231,8 @@ AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
-MAX_DECODER_DEATHS = 3
-MAX_DEATHS_KNOWN = 10_000
+MAX_DECODER_CRASHES = 3
+MAX_CRASHES_KNOWN = 10_000
 
 # Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
 PILLOW_FORMATS = {
@@ -7323,7 +7328,7 @@ class Outcome(enum.Enum):
     FAILED = -1  # for another reason: it is to be tried again
 
 
-class Shelf:
+class ImageCache:
     """A folder of renditions, which are named by their source's sha256."""
 
     def __init__(self, folder: Folder, prefix: str) -> None:
@@ -7378,7 +7383,7 @@ class Shelf:
 PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
-class PreviewCache(Shelf):
+class PreviewCache(ImageCache):
     """Previews in a folder of at most `limit` bytes, or none: the least recently used ones go."""
 
     def __init__(self, folder: Folder, prefix: str, limit: int, used: memoryview) -> None:
@@ -7452,7 +7457,7 @@ class Thumbnails:
         }
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
-        self.shelves: tuple[Shelf, ...] = ()  # public, private
+        self.caches: tuple[ImageCache, ...] = ()  # public, private
         self.previews: PreviewCache
         self._host: socket.socket | None = None
         self._host_id = 0
@@ -7460,12 +7465,12 @@ class Thumbnails:
         self._restart_at = 0.0
         self._lock = threading.Lock()
         self._making: dict[str, Making] = {}
-        self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+        self._crashes: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
         self.is_over = False  # nobody waits for what is being made
 
-    def place(self, public: Shelf, private: Shelf, previews: PreviewCache) -> None:
+    def set_caches(self, public: ImageCache, private: ImageCache, previews: PreviewCache) -> None:
         """Say where thumbnails and previews lie."""
-        self.shelves = (public, private)
+        self.caches = (public, private)
         self.previews = previews
 
     @property
@@ -7540,22 +7545,22 @@ class Thumbnails:
         while self._sockets:
             self._sockets.pop().close()
 
-    def shelf(self, file: File) -> Shelf:
+    def cache_of(self, file: File) -> ImageCache:
         """Return where the thumbnail of a file lies."""
-        return self.shelves[file.root != "library"]
+        return self.caches[file.root != "library"]
 
     def remove(self, *hashes: str, public_only: bool = False) -> None:
         """Delete those thumbnails and previews that there are and that can be deleted."""
         for sha256 in hashes:
-            for shelf in self.shelves[: 1 if public_only else 2]:
-                shelf.remove(sha256, THUMBNAIL)
+            for cache in self.caches[: 1 if public_only else 2]:
+                cache.remove(sha256, THUMBNAIL)
             if not public_only:
                 self.previews.remove(sha256, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        for shelf in (*self.shelves, self.previews):
-            shelf.recover()
+        for cache in (*self.caches, self.previews):
+            cache.recover()
 
     def make(self, folder: Folder, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Make the thumbnail of an image or video, unless there is one.
@@ -7564,21 +7569,21 @@ class Thumbnails:
         one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the file cannot be opened or the thumbnail not stored.
         """
-        sha256, shelf = asset.sha256, self.shelf(file)
+        sha256, cache = asset.sha256, self.cache_of(file)
 
         def make() -> Outcome:
-            if shelf.exists(sha256):
+            if cache.exists(sha256):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self.previews.limit else (THUMBNAIL,)
             made = self._render(folder, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
-            shelf.store(sha256, THUMBNAIL, made[0])
+            cache.store(sha256, THUMBNAIL, made[0])
             for preview in made[1:]:  # there is none without Pillow
                 self.previews.store(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{shelf.name(sha256)} {ahead}", make)
+        return self._once(f"{cache.name(sha256)} {ahead}", make)
 
     def preview(
         self, folder: Folder, file: File, asset: Asset, rendition: Rendition
@@ -7642,24 +7647,24 @@ class Thumbnails:
         if not unchanged:
             return Outcome.FAILED
         if made is None:
-            return self._count_death(asset.sha256)
+            return self._count_crash(asset.sha256)
         return made or Outcome.IMPOSSIBLE
 
     def _may_try(self, sha256: str) -> bool:
         """Return whether enough time has passed since a decoder died of this picture."""
-        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
+        return time.monotonic() >= self._crashes.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
 
-    def _count_death(self, sha256: str) -> Outcome:
+    def _count_crash(self, sha256: str) -> Outcome:
         """Count a decoder's death: a single one is chance, some make the picture IMPOSSIBLE."""
         if not self.available:
             return Outcome.FAILED
         with self._lock:
-            deaths = self._deaths.pop(sha256, (0, 0.0))[0] + 1
-            if deaths >= MAX_DECODER_DEATHS:
+            crashes = self._crashes.pop(sha256, (0, 0.0))[0] + 1
+            if crashes >= MAX_DECODER_CRASHES:
                 return Outcome.IMPOSSIBLE
-            if len(self._deaths) >= MAX_DEATHS_KNOWN:
-                self._deaths.clear()
-            self._deaths[sha256] = deaths, time.monotonic()
+            if len(self._crashes) >= MAX_CRASHES_KNOWN:
+                self._crashes.clear()
+            self._crashes[sha256] = crashes, time.monotonic()
         return Outcome.FAILED
 
     def _decode(self, source: io.FileIO, job: Job) -> list[bytes] | None:
@@ -7912,8 +7917,9 @@ def decode(
 
 
 def open_picture(
-    source: BinaryIO, formats: list[str], size: int, orientation: int = 1, cut_short: bool = False
-) -> Image.Image | None:
+    source: BinaryIO, formats: list[str], size: int, orientation: int = 1,
+    *, cut_short: bool = False,
+) -> Image.Image | None:  # fmt: skip
     """Decode an image within `size` by `size` pixels; `orientation` is for one without its own.
 
     Raises what Pillow raises. None where it is cut short before its first pixel.
@@ -8471,7 +8477,7 @@ def start_repeating(
     return thread
 
 
-class Sight(NamedTuple):
+class FolderStatus(NamedTuple):
     """How a folder was when it was last looked at."""
 
     missing: bool = False
@@ -8499,10 +8505,10 @@ class Mounts:
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
 
-    def look(self, folder: Folder) -> Sight:
+    def look(self, folder: Folder) -> FolderStatus:
         """Return whether a folder is there now, and the disks below it."""
         missing = folder.is_missing()
-        return Sight(missing, () if missing else tuple(self.absent(folder)))
+        return FolderStatus(missing, () if missing else tuple(self.absent(folder)))
 
     def _of(self, folder: Folder) -> list[str]:
         """Return places below a folder where a disk was mounted; kept, as each upload asks."""
@@ -8547,7 +8553,7 @@ class Renditions:
         """Have what is made ahead wait for the upload that begins, and a moment for the next."""
         self.thumbnails.upload_at[0] = time.monotonic()
 
-    def _let_uploads_pass(self) -> None:
+    def _wait_for_uploads(self) -> None:
         """Wait while uploads come one after the other: who sends them waits for them."""
         end = time.monotonic() + MAX_UPLOADS_SECONDS
         while not self.thumbnails.is_over:
@@ -8571,7 +8577,7 @@ class Renditions:
 
     def _try_thumbnail(self, found: Located) -> bool:
         """Make a thumbnail ahead; return whether there is no need to try again."""
-        self._let_uploads_pass()
+        self._wait_for_uploads()
         if self.thumbnails.is_over:
             return True
         try:
@@ -8590,7 +8596,7 @@ class Renditions:
         facts, thumbnails = asset.facts, self.thumbnails
         if asset.thumbnail == 0 or facts is None:
             return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.shelf(file).exists(asset.sha256):
+        if asset.thumbnail == 1 and thumbnails.cache_of(file).exists(asset.sha256):
             return Outcome.MADE
         if facts.kind not in thumbnails.kinds:
             return Outcome.IMPOSSIBLE
@@ -8601,7 +8607,7 @@ class Renditions:
             outcome = thumbnails.make(self.folders[file.root], file, asset, ahead=ahead)
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
             made = outcome is Outcome.MADE
-            if not self._index.assets.set_thumbnail(asset.sha256, made):  # deleted meanwhile
+            if not self._index.assets.set_thumbnail(asset.sha256, made=made):  # deleted meanwhile
                 thumbnails.remove(asset.sha256)
         return outcome
 
@@ -8618,7 +8624,7 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], renditions: Renditions,
-        progress: SharedProgress, quiet: bool = False,
+        progress: SharedProgress, *, quiet: bool = False,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
@@ -8710,11 +8716,11 @@ class Scanner:
                 break
         self._wanted.clear()
 
-    def _away(self) -> dict[str, Sight]:
+    def _away(self) -> dict[str, FolderStatus]:
         """Find the folders that are missing, or have mount points below that are."""
         with contextlib.suppress(sqlite3.Error):
             seen = {folder.name: self.mounts.look(folder) for folder in self._scanned}
-            return {name: sight for name, sight in seen.items() if sight != Sight()}
+            return {name: sight for name, sight in seen.items() if sight != FolderStatus()}
         return {}
 
     def scan(self) -> bool:
@@ -8817,7 +8823,7 @@ class Scanner:
             return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
-    def _put(self, found: Sequence[Located], only_known: bool = False) -> None:
+    def _put(self, found: Sequence[Located], *, only_known: bool = False) -> None:
         files = self._index.files
 
         def apply(db: Database) -> list[str | None]:
@@ -8842,7 +8848,7 @@ class Scanner:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
             self.progress.forgotten[0] += 1
 
-    def refresh(self, folder: Folder, path: str, is_known: bool = False) -> Located | None:
+    def refresh(self, folder: Folder, path: str, *, is_known: bool = False) -> Located | None:
         """Read one file that changed since it was last read; None where it is gone, OSError.
 
         The row of one that `is_known` does not come back once a DELETE has removed it.
@@ -8860,7 +8866,7 @@ class Scanner:
         try:
             if file.matches(folder.stat(file.path)):
                 return found
-            again = self.refresh(folder, file.path, True) if folder.has(file) else None
+            again = self.refresh(folder, file.path, is_known=True) if folder.has(file) else None
         except (OSError, ValueError):
             return None
         return again if again and again[0].sha256 == file.sha256 else None
@@ -8874,12 +8880,12 @@ class Watcher:
         self._owned = [each for each in owned if each.is_local("")]
         self._scanner = scanner
         self._lock = threading.Lock()
-        self._seen = Sight()
+        self._seen = FolderStatus()
         self._since = 0.0  # when the latest look began, monotonic
         self._done = threading.Event()  # set at its end
         self._done.set()
 
-    def look(self) -> Sight:
+    def look(self) -> FolderStatus:
         """Return what is seen now; what was seen last if that takes LOOK_SECONDS.
 
         Who asks while another one looks, gets what that one sees.
@@ -11371,20 +11377,20 @@ class PasswordHasher:
 
     def __init__(self, at_once: int, places: int) -> None:
         self._at_once = at_once
-        self._places = threading.BoundedSemaphore(places)
+        self._slots = threading.BoundedSemaphore(places)
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place in the queue, which `run` needs; 503 if there is none."""
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             detail = "Too many passwords are being checked; try again in a moment."
             raise HTTPError(503, detail, {"Retry-After": "5"})
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
     def run(self, work: Callable[..., T], *arguments: str) -> T:
         """Call `hash_password` or `verify_password` when it is its turn."""
@@ -11404,7 +11410,7 @@ class PasswordHasher:
 class Logins:
     """Checks passwords, and no more wrong ones than an account and an address may try."""
 
-    def __init__(self, failures: Failures, room: PasswordHasher) -> None:
+    def __init__(self, failures: LoginFailures, room: PasswordHasher) -> None:
         self._failures = failures
         self._room = room
         self._ended = threading.Condition()
@@ -11473,13 +11479,13 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
     return folders
 
 
-def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
+def thumbnail_caches(settings: Settings, library: Folder) -> tuple[ImageCache, ImageCache]:
     """Return where thumbnails lie: public ones beside pictures where that can be, private ones."""
     data = Folder("data", settings.database_dir, make=True, buffers=library.buffers,
                   reserve=settings.reserve_bytes)  # fmt: skip
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-    public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
-    return public, Shelf(data, "thumbnails/private/")
+    public = ImageCache(library, ".thumbnails/") if beside else ImageCache(data, "thumbnails/")
+    return public, ImageCache(data, "thumbnails/private/")
 
 
 CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how far it has come
@@ -11552,7 +11558,7 @@ class ResumableUploads:
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
                 raise self.refusal(upload.id)
-            start: Sequence[Hash] = () if taken.received else new_hashes(md5)
+            start: Sequence[Hash] = () if taken.received else new_hashes(md5=md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
         return taken._replace(length=upload.length), receiving
@@ -11719,7 +11725,7 @@ class Transfer:
     def whole(self) -> Incoming:
         """Return the file, which is complete."""
         if not self._receiving.hashes:
-            self._receiving.hash_again(new_hashes(self._md5))
+            self._receiving.hash_again(new_hashes(md5=self._md5))
         return self._receiving.finish()
 
     def close(self) -> None:
@@ -11827,14 +11833,14 @@ class App:
         self.folders = open_folders(settings, index)
         self.library, *owned = self.folders.values()
         self.images, self.users, self.entities = owned
-        public, private = thumbnail_shelves(settings, self.library)
+        public, private = thumbnail_caches(settings, self.library)
         self.data = private.folder
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
-        thumbnails.place(public, private, previews)
+        thumbnails.set_caches(public, private, previews)
         self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
         scanned = [self.library, self.images]
-        self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
+        self.scanner = Scanner(index, scanned, self.renditions, progress, quiet=settings.quiet)
         self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(settings, read_public_key(settings))
@@ -11842,7 +11848,7 @@ class App:
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
         self.new_passwords = PasswordHasher(1, MAX_NEW_PASSWORDS)
         room = PasswordHasher(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
-        self.logins = Logins(index.failures, room)
+        self.logins = Logins(index.login_failures, room)
         lifetime = settings.upload_expiry_seconds
         self.uploads = ResumableUploads(index, self.folders, lifetime)
         self.hot: dict[str, HotFile] = {}  # by request target
@@ -11852,7 +11858,7 @@ class App:
         self.entity_texts: dict[tuple[int, int], str] = {}  # by id and transaction
         self.started = time.monotonic()
 
-    def problems(self, sight: Sight) -> list[str]:
+    def problems(self, sight: FolderStatus) -> list[str]:
         """Return what is not as it should be, in sentences without paths."""
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
@@ -12899,7 +12905,7 @@ class Application(Service):
             principal = ANONYMOUS
         if principal.grant:
             path = unquote(request.head.path)
-            principal = narrow(principal.grant, request.head.method, path)
+            principal = principal_of_grant(principal.grant, request.head.method, path)
         request.principal = principal
 
     def _answer_options(self, request: Request, found: Choice) -> Response:
@@ -13207,7 +13213,7 @@ def find_readable(
     """Return a file with this content, of any family, that the principal may read."""
     private = ["images"] if allows(PRIVATE_READ, request.principal) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
-    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    found = app.index.files.readable(sha256, roots, user_id, trashed=trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -13239,7 +13245,8 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
     except FileChanged:
         unseen = True
     try:
-        found = app.scanner.refresh(folder, path, found is not None) if unseen else None
+        is_known = found is not None
+        found = app.scanner.refresh(folder, path, is_known=is_known) if unseen else None
     except (OSError, ValueError):
         found = None
     return file_response(app, request, existing(found, NO_FILE), rule)
@@ -13362,7 +13369,7 @@ def take_in(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) 
     """Put an upload in place and into the index; for good, unless a scan would find it again."""
     file, asset = store_upload(app, incoming, folder, names)
     durable = not folder.is_local(file.path)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable)
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=durable)
     return file, asset
 
 
@@ -13552,7 +13559,7 @@ def thumbnail_response(
             outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
-            data = app.thumbnails.shelf(file).read(asset.sha256)
+            data = app.thumbnails.cache_of(file).read(asset.sha256)
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
@@ -13889,7 +13896,8 @@ def refresh_tokens(app: App, request: Request) -> Response:
     sessions = app.index.sessions
     try:
         token = parse_refresh_token(app, request.fields["refresh"])
-        renewed = app.index.write(lambda db: sessions.rotate(db, token, jti, arrived, lifetime))
+        rotate = functools.partial(sessions.rotate, arrived=arrived, lifetime=lifetime)
+        renewed = app.index.write(lambda db: rotate(db, token, jti))
         if renewed is None:
             raise TokenError("The refresh token is spent, or its session has ended; log in again.")
     except TokenError as error:
@@ -14182,7 +14190,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
 def find_room(app: App, user_id: int, db: Database | None = None) -> int:
     """Return what a user may store yet; below 0 where it is too much already."""
     quota = app.settings.user_quota_bytes
-    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+    return quota - app.index.media.stored_bytes(user_id, db) if quota else MAX_BYTES
 
 
 def check_room(app: App, request: Request) -> None:
@@ -14441,7 +14449,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
        {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
-    existing(app.index.collections.remove_collection(caller(request), id.lower()))
+    existing(app.index.collections.remove(caller(request), id.lower()))
     return Response(204)
 
 
@@ -14532,7 +14540,7 @@ def list_entities(app: App, request: Request) -> Response:
     text = query.get("search_query", "")
     offset = min((page - 1) * size, MAX_BYTES)
     version = query.get("version")
-    rows, count = app.index.entities.page(version, filters, text, size, offset)
+    rows, count = app.index.entities.page(version, filters, text, limit=size, offset=offset)
     pages = -(-count // size)
     pagination = {
         "page": page,
@@ -14844,8 +14852,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        is_there = app.index.shares.has_files(path)
-        if not is_there or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
+        is_empty = app.index.files.is_empty("library", f"{path}/")
+        if is_empty or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path, takes=1)
     entity = find_entity(
@@ -14994,7 +15002,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
     """Return what a link shows, of what its maker may still read."""
     reads = allows(READ, find_maker(app, share.owner), app.settings.read_auth_enabled)
-    return app.index.shares.files(share, reads, **which)
+    return app.index.shares.files(share, reads=reads, **which)
 
 
 def may_show(share: Share, asset: Asset) -> bool:
@@ -15009,7 +15017,7 @@ def shared_id(app: App, share: Share, sha256: str, back: bool = False) -> str:
     """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
         return sha256
-    return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back=back)
+    return encrypt_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back=back)
 
 
 def shared_json(
@@ -15204,7 +15212,7 @@ def restore_trashed(app: App, id: str) -> bool:
     """Bring a media record or an entity back as it was; return whether it was in the trash."""
     trashed = app.index.trash.get(id)
     if trashed is None or trashed.kind == "media":
-        return trashed is not None and app.index.trash.restore_media(id, time.time())
+        return trashed is not None and app.index.media.restore(id, time.time())
 
     def draft(db: Database | None) -> Entity:
         return find_entity(app, int(id), db=db)._replace(is_deleted=False)
@@ -15227,7 +15235,7 @@ def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
         if now is None or now.deleted_at >= until:
             return None, []  # it was restored meanwhile
         if now.kind == "media":
-            return now, app.index.trash.remove_media(db, now.id)
+            return now, app.index.media.remove(db, now.id)
         return now, app.index.entities.remove(db, int(now.id), time.time())
 
     folder = app.users if trashed.kind == "media" else app.entities
@@ -16501,14 +16509,14 @@ GALLERY_QUERY = (
 )  # fmt: skip
 
 
-def camera_of(item: Shown) -> str | None:
+def camera_of(item: GalleryItem) -> str | None:
     """Return the camera's make, unless its model begins with it, and model."""
     model = item.model or ""
     make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     return f"{make or ''} {model}".strip() or None
 
 
-def shown_json(item: Shown) -> list[Any]:
+def shown_json(item: GalleryItem) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
     width, height = item.width, item.height
     if (item.orientation or 1) > 4:  # it is turned to be seen
@@ -16525,7 +16533,7 @@ def shown_json(item: Shown) -> list[Any]:
     return values
 
 
-def matches_search(item: Shown, words: Sequence[str]) -> bool:
+def matches_search(item: GalleryItem, words: Sequence[str]) -> bool:
     """Tell whether an item's path and camera have all these case-folded words."""
     if not words:
         return True
@@ -16536,8 +16544,8 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
 
 
 def choose_items(
-    items: Iterable[Shown], query: Mapping[str, Any], cameras: Counter[str | None]
-) -> Iterator[Shown]:
+    items: Iterable[GalleryItem], query: Mapping[str, Any], cameras: Counter[str | None]
+) -> Iterator[GalleryItem]:
     """Yield what a query asks for; count the cameras, of which one may be asked for."""
     words, kind, wanted = (query.get(name) for name in ("q", "kind", "camera"))
     words = (words or "").casefold().split()
@@ -16549,7 +16557,7 @@ def choose_items(
                 yield item
 
 
-def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown]]:
+def group_items(items: Iterable[GalleryItem], order: str) -> Iterator[tuple[str, GalleryItem]]:
     """Yield the items in order, each with its group's key: the month, or the folder."""
     if order == "date":
         return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
@@ -16559,7 +16567,7 @@ def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown
 
 
 def make_catalogue(
-    items: Iterable[Shown], query: Mapping[str, Any]
+    items: Iterable[GalleryItem], query: Mapping[str, Any]
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
@@ -16579,16 +16587,16 @@ def make_catalogue(
 
 def open_album(
     app: App, request: Request, key: str
-) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
+) -> tuple[Iterable[GalleryItem], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
     albums, user_id = app.index.albums, request.principal.user_id
     may_write = allows(WRITE, request.principal)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
-        others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
+        others = [*albums.of_entities(None), *albums.outside(user_id, with_entities=may_write)]
         return (), [*mine, *others], []
     if key == "trash":
-        return albums.trash(user_id, may_write), [], []
+        return albums.trash(user_id, with_entities=may_write), [], []
     if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
         above = id = None if key == "entities" else int(key)
         path: list[list[str]] = []
@@ -16605,9 +16613,9 @@ def open_album(
     return albums.records(caller(request), collection.id), [], about
 
 
-def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
+def open_library(app: App, query: Mapping[str, Any]) -> Iterable[GalleryItem]:
     """Return what is in a folder of the library."""
-    return app.index.files.shown(query["folder"].strip("/"), query["below"])
+    return app.index.files.shown(query["folder"].strip("/"), below=query["below"])
 
 
 @route("GET", "/gallery/items", READ, "system",
@@ -16823,7 +16831,7 @@ def portable_name(name: str) -> str:
     return safe_name(name.translate(UNPORTABLE)).rstrip(". ")
 
 
-def name_in_zip(item: Shown, facts: Facts | None) -> str:
+def name_in_zip(item: GalleryItem, facts: Facts | None) -> str:
     """Return an item's path, or else its name with an extension, as every system takes it."""
     path = item.path.decode("utf-8", "replace")
     if item.id is None:
@@ -19217,7 +19225,7 @@ def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """Return the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
     make_folders(settings)
-    return contextlib.closing(migrated(Index(settings.database_url)))
+    return contextlib.closing(apply_migrations(Index(settings.database_url)))
 
 
 def index_to_read(settings: Settings) -> contextlib.closing[Index]:
@@ -19256,7 +19264,7 @@ def list_users(settings: Settings, as_json: bool = False) -> None:
                 "email": user.email,
                 "username": user.username,
                 "state": "active" if user.is_active else "disabled",
-                "size": index.users.stored_bytes(user.id),
+                "size": index.media.stored_bytes(user.id),
                 "permissions": user.permissions,
             }
             for user in index.users.all()
@@ -19329,21 +19337,21 @@ def set_user_password(settings: Settings, name: str) -> None:
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
-        index.failures.clear(login_key(user, name))
+        index.login_failures.clear(login_key(user, name))
 
 
 @command("user disable", "NAME")
 def disable_user(settings: Settings, name: str) -> None:
     """Refuse an account's logins and tokens, and end its links."""
     with opened_user(settings, name) as (index, user):
-        index.write(lambda db: index.users.set_active(db, user, False))
+        index.write(lambda db: index.users.set_active(db, user, active=False))
 
 
 @command("user enable", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     """Let a disabled account in again."""
     with opened_user(settings, name) as (index, user):
-        index.write(lambda db: index.users.set_active(db, user, True))
+        index.write(lambda db: index.users.set_active(db, user, active=True))
 
 
 # -- Verify ------------------------------------------------------------------------------
@@ -19458,7 +19466,7 @@ class Verifier:
             print(json.dumps({**figures, **self.found, **more}))
         return int(not is_well)
 
-    def run(self, shelves: Sequence[Shelf]) -> None:
+    def run(self, caches: Sequence[ImageCache]) -> None:
         """Check all that is known, and name what is not."""
         problem = self._index.value("PRAGMA quick_check(1)")
         if problem != "ok":
@@ -19474,8 +19482,8 @@ class Verifier:
             for path in unknown:
                 if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
                     self._note(word, folder.show(path))
-        for shelf in shelves:
-            self._check_shelf(shelf)
+        for cache in caches:
+            self._check_cache(cache)
 
     def _note(self, word: str, path: str, reason: str = "") -> None:
         if (word, path) not in self._named:
@@ -19548,13 +19556,13 @@ class Verifier:
             raise Unreadable(*error.args) from None
         forget_cached(source)  # others need the memory
 
-    def _check_shelf(self, shelf: Shelf) -> None:
+    def _check_cache(self, cache: ImageCache) -> None:
         """Name the thumbnails or previews of what is not known any more."""
         with contextlib.suppress(FileNotFoundError):
-            place = shelf.prefix.rstrip("/")
-            for name, _ in shelf.folder.files_in(place):
+            place = cache.prefix.rstrip("/")
+            for name, _ in cache.folder.files_in(place):
                 if not self._index.assets.is_known(name[:64]):
-                    self._note("orphaned", f"{shelf.folder.path}/{place}/{name}")
+                    self._note("orphaned", f"{cache.folder.path}/{place}/{name}")
 
 
 def forget_cached(file: io.FileIO) -> None:
@@ -19582,8 +19590,8 @@ def verify(
         verifier = Verifier(index, folders, progress, from_time)
         if restored is not None:
             verifier.found, verifier.expected = restored.found, restored.others
-        public, private = thumbnail_shelves(settings, folders["library"])
-        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
+        public, private = thumbnail_caches(settings, folders["library"])
+        verifier.run((public, private, ImageCache(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
@@ -19966,7 +19974,7 @@ def restore(settings: Settings, source: str, as_json: bool = False) -> int:
         with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
             kept.count_rows()  # or it is none
             kept.copy_to(place)
-        with contextlib.closing(migrated(Index(place))) as index:
+        with contextlib.closing(apply_migrations(Index(place))) as index:
             progress = Progress(index.files.total_size(), silent=as_json)
             copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
@@ -20395,10 +20403,10 @@ class RecordImporter:
         self._histories: dict[int, list[Row]] = {}  # of entities
         for row in tables["entities_version"]:
             self._histories.setdefault(row["id"], []).append(row)
-        self._places = [""]  # below the source, where paths may begin
+        self._slots = [""]  # below the source, where paths may begin
         for folder, folders, _ in os.walk(origin.path):
             place = os.path.relpath(folder, origin.path)
-            self._places += [f"{place}/"] if place != "." else []
+            self._slots += [f"{place}/"] if place != "." else []
             if place.count("/") + (place != ".") >= PLACES_BELOW:
                 folders.clear()
 
@@ -20438,7 +20446,7 @@ class RecordImporter:
         def add(db: Database) -> User:
             user = users.add(db, values, joined)
             if not row["is_active"]:
-                users.set_active(db, user, False)
+                users.set_active(db, user, active=False)
             return user
 
         added = self._write(add)
@@ -20482,9 +20490,9 @@ class RecordImporter:
             free = (name for name in names if not self._index.files.get("users", name))
             file = self._copy(path, self._app.users, free)
         times = read_time(row["created_at"]), read_time(row["updated_at"])
-        shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
+        collection = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
         record = MediaRecord(
-            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=shelf,
+            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=collection,
             size=file[0].size if file else row["size"], path=file[0].path if file else None,
             note=None if file else row["storage_path"], description=row["description"],
             created_at=times[0], updated_at=times[1],
@@ -20555,11 +20563,11 @@ class RecordImporter:
 
     def _find(self, name: str | None) -> str | None:
         """Return the path below the source of a file that a database names; None if it is gone."""
-        for place in self._places if name else ():
+        for place in self._slots if name else ():
             with contextlib.suppress(ValueError):
                 if not self._origin.is_gone(f"{place}{name}"):
-                    self._places.remove(place)
-                    self._places.insert(0, place)
+                    self._slots.remove(place)
+                    self._slots.insert(0, place)
                     return f"{place}{name}"
         return None
 
@@ -20872,7 +20880,7 @@ def serve(settings: Settings) -> None:
     announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
         Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
-        fold_wal_in(settings.database_url)
+        checkpoint_index(settings.database_url)
     else:
         while run():
             recover_again()

@@ -3325,7 +3325,7 @@ def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
     ],
 )  # fmt: skip
 def test_lists_of_entities_go_by_indexes(index, filters, by):
-    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, 0))
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", limit=10, offset=0))
     assert by in count
     assert by in page
     assert "TEMP B-TREE" not in page
@@ -3533,7 +3533,7 @@ def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
         file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
         index.write(functools.partial(index.files.put, file=file, asset=asset))
         if made is not None:
-            index.assets.set_thumbnail(asset.sha256, made)
+            index.assets.set_thumbnail(asset.sha256, made=made)
 
     def waiting() -> list[str]:
         found = index.assets.without_thumbnail(["image"], 9, "")
@@ -4467,12 +4467,12 @@ def stop_host(thumbnails, host):
 
 
 def thumbnails_in(path, processes=None, kind=ms.Thumbnails):
-    """Thumbnails whose two shelves lie in one folder."""
+    """Thumbnails whose two caches lie in one folder."""
     path.mkdir(exist_ok=True)
     made = kind(processes)
     folder = ms.Folder("library", path, make=True, buffers=ms.WriteBuffers())
     cache = ms.PreviewCache(folder, "previews/", 1 << 30, made.preview_bytes)
-    made.place(ms.Shelf(folder, "public/"), ms.Shelf(folder, "private/"), cache)
+    made.place(ms.ImageCache(folder, "public/"), ms.ImageCache(folder, "private/"), cache)
     return made
 
 
@@ -4491,7 +4491,7 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     thumbnails.remove(sha256)
     if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    return Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256)))
+    return Image.open(io.BytesIO(thumbnails.caches[0].read(sha256)))
 
 
 def try_thumbnail(
@@ -4848,7 +4848,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
     quadrants(pillow).save(tmp_path / name, **secret)
     assert make(thumbnails, tmp_path / name) is not None
-    png = thumbnails.shelves[0].read(SHA)
+    png = thumbnails.caches[0].read(SHA)
     kinds, at = set(), 8
     while at < len(png):
         length, kind = struct.unpack_from(">I4s", png, at)
@@ -5109,7 +5109,7 @@ def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, mon
     def told(*, ahead: bool) -> int:
         thumbnails.remove(SHA)
         assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
-        return int(thumbnails.shelves[0].read(SHA))
+        return int(thumbnails.caches[0].read(SHA))
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(told, ahead=True)
@@ -5134,7 +5134,7 @@ def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     os.kill(host, signal.SIGKILL)
     os.waitpid(host, 0)
-    thumbnails._deaths.clear()
+    thumbnails._crashes.clear()
     wait_until(lambda: thumbnails.available and thumbnails.restarts[0])  # its decoders end first
     wait_until(lambda: make(thumbnails, tmp_path / "a.jpg"))
     assert thumbnails.restarts[0] == 1
@@ -5153,7 +5153,7 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
             os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
-    assert all(thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3))
+    assert all(thumbnails.caches[0].exists(f"{number:064x}") for number in range(3))
     stop_host(thumbnails, host)
 
 
@@ -5204,7 +5204,7 @@ def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path
     thumbnails = thumbnails_in(tmp_path)
     fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
     thumbnails.recover()
-    assert not thumbnails.shelves[0].exists(SHA)
+    assert not thumbnails.caches[0].exists(SHA)
     assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
@@ -5380,8 +5380,10 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     is_new = functools.partial(index.files.is_empty, "library")
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
-    shelves = [ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")]
-    thumbnails.place(*shelves, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes))
+    caches = [ms.ImageCache(folder, f".thumbnails/{name}") for name in ("", "private/")]
+    thumbnails.set_caches(
+        *caches, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes)
+    )
     renditions = ms.Renditions(index, [folder], thumbnails)
     scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
     yield Scanning(index, folder, thumbnails, renditions, scanner, path)
@@ -5491,7 +5493,7 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
         assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
     assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
     assert not list((decoding.path / ".thumbnails").rglob("*.png"))
-    decoding.thumbnails._deaths.clear()
+    decoding.thumbnails._crashes.clear()
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
@@ -5512,7 +5514,7 @@ def test_a_picture_that_cannot_be_read_keeps_no_other_one_from_its_thumbnail(
 def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
-    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_DEATHS)]
+    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_CRASHES)]
     assert outcomes[-2:] == [ms.Outcome.FAILED, ms.Outcome.IMPOSSIBLE]
     assert decoding.states()["a.png"] == 0
 
@@ -5755,7 +5757,7 @@ def test_a_backoff_ends_at_an_hour():
 
 def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
     file, asset = decoding.index.files.get("library", "a.png")
-    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    decoding.index.assets.set_thumbnail(asset.sha256, made=False)
     assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
     assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
     fill(decoding.path, {"b.png": png(9, 9)})
@@ -5793,10 +5795,10 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
 
     monkeypatch.setattr(scanning.folder, "is_missing", is_missing)
     monkeypatch.setattr(ms, "LOOK_SECONDS", 0.05)
-    assert watcher.look() == ms.Sight(hangs=True)
+    assert watcher.look() == ms.FolderStatus(hangs=True)
     monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
     threading.Timer(0.05, go.set).start()
-    assert watcher.look() == ms.Sight(missing=True)
+    assert watcher.look() == ms.FolderStatus(missing=True)
     assert begun == [True], "both have had the same look"
 
 
@@ -5842,7 +5844,7 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
     ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
-    renditions._let_uploads_pass()
+    renditions._wait_for_uploads()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
@@ -7823,15 +7825,15 @@ def test_a_wal_that_its_processes_left_to_each_other_is_folded_in(tmp_path):
         for part in tmp_path.glob("index*"):
             shutil.copy(part, left)
     assert (left / "index-wal").stat().st_size
-    ms.fold_wal_in(left / "index")
+    ms.checkpoint_index(left / "index")
     assert not (left / "index-wal").exists()
     with contextlib.closing(ms.Index(left / "index", query_only=True)) as index:
         assert index.get_meta("key") == "value"
-    ms.fold_wal_in(tmp_path / "none" / "index")  # as after a disk that went
+    ms.checkpoint_index(tmp_path / "none" / "index")  # as after a disk that went
 
 
 def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
         facts = ms.Facts("image", "image/png", "png")
         asset = ms.Asset("0" * 64, 1, facts)
         own = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
@@ -7845,8 +7847,8 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
         assert changes(lambda db: index.files.put(db, own, asset))
         assert changes(lambda db: index.files.put(db, own._replace(mtime_ns=9), asset))
         assert not changes(lambda db: index.files.put(db, own._replace(root="images"), asset))
-        index.failures.begin("attempt", {"name": 5}, 0.0)
-        index.assets.set_thumbnail(asset.sha256, True)
+        index.login_failures.begin("attempt", {"name": 5}, 0.0)
+        index.assets.set_thumbnail(asset.sha256, made=True)
         assert not changes(lambda db: index.users.add(db, an_account(), 0.0))
         assert changes(lambda db: index.files.remove(db, "library", own.path))
 
@@ -7854,7 +7856,7 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
 def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_path):
     made = Counter()
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
         listing = ms.Listing(tmp_path)
 
         def ask(key: str) -> None:
@@ -7882,8 +7884,8 @@ def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_
 
 
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
-        failures, limits, later, now = index.failures, {"name": 2}, 2e9, 1e9
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
+        failures, limits, later, now = index.login_failures, {"name": 2}, 2e9, 1e9
         for number in range(2):
             assert failures.begin(f"{number}", limits, later)
             failures.end(f"{number}", None)
@@ -11933,10 +11935,10 @@ def test_other_facts_of_a_content_are_those_of_its_entities_and_their_versions(e
         set_facts(facts._replace(mime_type="image/changed", extension="changed"))
         filters = {"mime_type": "image/changed", "extension": "changed"}
         for version in (None, 1, 2):
-            chosen, count = index.entities.page(version, filters, "", 10, 0)
+            chosen, count = index.entities.page(version, filters, "", limit=10, offset=0)
             assert ([key for key, _ in chosen], count) == ([item["id"]], 1)
         set_facts(facts)
-        assert index.entities.page(None, filters, "", 10, 0) == ([], 0)
+        assert index.entities.page(None, filters, "", limit=10, offset=0) == ([], 0)
 
 
 def test_the_same_content_is_a_conflict_that_names_md5_and_entity(entities):
