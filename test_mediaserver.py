@@ -3440,7 +3440,7 @@ def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
 def test_the_index_is_written_ahead_and_waits_for_the_disk_where_it_must(index):
     assert index.read("PRAGMA journal_mode").fetchone() == ("wal",)
     modes = [
-        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable)
+        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable=durable)
         for durable in (True, False, True)
     ]
     assert modes == [2, 1, 2]  # FULL, NORMAL
