@@ -117,7 +117,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
@@ -867,26 +867,26 @@ def encrypt_hash(key: bytes, sha256: str, *, back: bool = False) -> str:
 
 # 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
 # take 0.09 s on a server; a Raspberry Pi 4, some four to five times as slow, stays below 0.5 s.
-SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**14, 8, 3
+SCRYPT_COST = (2**14, 8, 3)  # n, r, p
 SCRYPT_MAX_MEMORY = 64 * 2**20  # leaves room for stored hashes with n = 2**15
 
 # No password has this hash. Checking one against it makes an unknown user's login cost the same.
-DUMMY_PASSWORD_HASH = f"scrypt${SCRYPT_N}${SCRYPT_R}${SCRYPT_P}${'A' * 22}${'A' * 43}"
+DUMMY_PASSWORD_HASH = f"scrypt${'$'.join(map(str, SCRYPT_COST))}${'A' * 22}${'A' * 43}"
 
 
-def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+def _scrypt(password: str, salt: bytes, cost: tuple[int, ...]) -> bytes:
     if not hasattr(hashlib, "scrypt"):
         raise RuntimeError("this Python was built without scrypt (OpenSSL 1.1 or later)")
-    secret = _utf8(password)
+    secret, (n, r, p) = _utf8(password), cost
     return hashlib.scrypt(secret, salt=salt, n=n, r=r, p=p, maxmem=SCRYPT_MAX_MEMORY, dklen=32)
 
 
 def hash_password(password: str, salt: bytes | None = None) -> str:
     """Return `scrypt$n$r$p$salt$hash` (RFC 7914); the password is taken exactly as given."""
     salt = os.urandom(16) if salt is None else salt
-    digest = _scrypt(password, salt, SCRYPT_N, SCRYPT_R, SCRYPT_P)
-    parameters = f"scrypt${SCRYPT_N}${SCRYPT_R}${SCRYPT_P}"
-    return f"{parameters}${encode_base64url(salt)}${encode_base64url(digest)}"
+    digest = _scrypt(password, salt, SCRYPT_COST)
+    parts = ("scrypt", *map(str, SCRYPT_COST), encode_base64url(salt), encode_base64url(digest))
+    return "$".join(parts)
 
 
 def verify_password(password: str, stored: str) -> bool:
@@ -900,8 +900,8 @@ def verify_password(password: str, stored: str) -> bool:
     match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
     if not match:
         return False
-    n, r, p, salt, digest = match.groups()
-    actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
+    *cost, salt, digest = match.groups()
+    actual = _scrypt(password, decode_base64url(salt), tuple(map(int, cost)))
     return hmac.compare_digest(actual, decode_base64url(digest))
 
 
@@ -1389,16 +1389,15 @@ def recall_principal(
     """
     if keys.settings.auth_disabled:
         return DEMO
-    principal: Principal | None = None
     if authorization is None:
-        principal = None if cookies else ANONYMOUS
-    else:
-        with contextlib.suppress(TokenError):
-            token = parse_bearer(authorization)
-            if token:
-                owner = equals_secret(token, keys.settings.auth_token)
-                principal = OWNER if owner else keys.tokens.get(token, now)
-    return principal if principal and principal.user_id is None else None
+        return None if cookies else ANONYMOUS
+    with contextlib.suppress(TokenError):
+        if token := parse_bearer(authorization):
+            if equals_secret(token, keys.settings.auth_token):
+                return OWNER
+            principal = keys.tokens.get(token, now)
+            return principal if principal and principal.user_id is None else None
+    return None
 
 
 VIEW_COOKIE = "mediaserver_view"
@@ -1765,7 +1764,7 @@ _TIFF_VALUES = {
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f",
     12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
 }  # fmt: skip
-_SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
+_SUBFILE_TYPE, _WIDTH, _HEIGHT, EXIF_ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
 _JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
@@ -1833,7 +1832,7 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     wide = tiff.unpack(order + "H", 2) == (43,)
     (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
     main = _Ifd(tiff, order, start, wide)
-    draft.note(orientation=main.number(_ORIENTATION))
+    draft.note(orientation=main.number(EXIF_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.sub_ifd(_EXIF_IFD)
@@ -3082,7 +3081,7 @@ def _fitting(exif: list[bytes], size: int) -> bytes:
 
 def _bare_exif(orientation: int) -> bytes:
     """Return EXIF that says how a picture stands, and nothing else."""
-    entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
+    entry = struct.pack(">HHIHxx", EXIF_ORIENTATION, 3, 1, orientation)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
@@ -4380,17 +4379,12 @@ class Files(Rows[Located]):
         sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
-    def is_empty(self, root: str, below: str = "") -> bool:
-        """Return whether no file of a folder is known whose path begins with `below`."""
-        sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
-        first = self._index.value(sql, root, os.fsencode(below))
-        return first is None or not first.startswith(os.fsencode(below))
-
-    def is_empty_beside(self, root: str, below: str) -> bool:
-        """Return whether no file of a folder is known whose path does not begin with `below`."""
-        sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
-        sides = ("path < ?", os.fsencode(below)), ("path >= ?", os.fsencode(below) + BEHIND_ALL)
-        return not any(self._index.value(sql.format(s), root, v) for s, v in sides)
+    def is_empty(self, root: str, below: str = "", *, beside: bool = False) -> bool:
+        """Return whether no file of a folder is known below, or only `beside`, another in it."""
+        first = os.fsencode(below)
+        which = "path < ?2 OR path >= ?3" if beside else "path >= ?2 AND path < ?3"
+        sql = f"SELECT 1 FROM file WHERE root = ?1 AND ({which}) LIMIT 1"
+        return self._index.value(sql, root, first, first + BEHIND_ALL) is None
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """Return sha256, path, mtime_ns and time made of each content, at its first path in order.
@@ -6572,17 +6566,11 @@ class S3Request(NamedTuple):
 
 
 class S3Answer(NamedTuple):
-    """An answer of a store, with its names of headers in lower case."""
+    """An answer of a store."""
 
     code: int
-    headers: Mapping[str, str]
+    headers: HTTPMessage  # which finds names in any case
     body: bytes
-
-    @classmethod
-    def of(cls, response: HTTPResponse, body: bytes) -> S3Answer:
-        """Return an answer of http.client with its body, its headers' names in lower case."""
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return cls(response.status, headers, body)
 
     def pause(self) -> float:
         """Return the seconds that the store wants to be left alone for."""
@@ -6591,8 +6579,8 @@ class S3Answer(NamedTuple):
 
     def shift(self) -> float:
         """Return the seconds that the store's clock is ahead of this one."""
-        with contextlib.suppress(KeyError, ValueError):
-            return parsedate_to_datetime(self.headers["date"]).timestamp() - time.time()
+        with contextlib.suppress(ValueError):
+            return parsedate_to_datetime(self.headers.get("date", "")).timestamp() - time.time()
         return 0.0
 
     def elements(self, name: str) -> list[str]:
@@ -6669,7 +6657,8 @@ class S3Client:
             try:
                 response = self._exchange(connection, request)
                 is_read = is_whole or response.status >= 300
-                answer = S3Answer.of(response, response.read() if is_read else b"")
+                body = response.read() if is_read else b""
+                answer = S3Answer(response.status, response.headers, body)
                 if self._is_final(request, answer, is_last=not wait):
                     break
                 problem, pause = f"answers {answer.code}", answer.pause()
@@ -6887,13 +6876,14 @@ class Bucket(Folder):
                 return
             for path, size in found:
                 if wanted(path):
-                    yield path, object_status({"content-length": size})
+                    yield path, object_status(size, {})
 
     def stat(self, name: str) -> os.stat_result:
         """Return size and mtime; FileNotFoundError where there is none."""
         if self.is_local(name):
             return super().stat(name)
-        return object_status(self.client.call(self.request("HEAD", name)).headers)
+        headers = self.client.call(self.request("HEAD", name)).headers
+        return object_status(headers.get("content-length", ""), headers)
 
     def stream(self, file: File) -> ObjectReader:
         """Return what reads an object while it is sent."""
@@ -7119,7 +7109,7 @@ class ObjectReader(SlowReader):
             part, _, total = answer.headers.get("content-range", "").rpartition("/")
             if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
                 raise Unavailable("a range is answered with another one")
-            self.check(object_status({**answer.headers, "content-length": total}))
+            self.check(object_status(total, answer.headers))
         return run
 
     def url(self, seconds: int) -> str:
@@ -7147,8 +7137,8 @@ def note_of(name: str) -> str:
     return f"{INCOMING}/{mark_of(name)}{NOTE}"
 
 
-def object_status(headers: Mapping[str, str]) -> os.stat_result:
-    """Return the size and mtime that an object's headers tell, as of a file without a name."""
+def object_status(size: str, headers: HTTPMessage | Mapping[str, str]) -> os.stat_result:
+    """Return an object's size, and the mtime of its headers, as of a file without a name."""
     mtime_ns = 0
     with contextlib.suppress(ValueError):
         if kept := headers.get("x-amz-meta-mtime"):
@@ -7157,8 +7147,8 @@ def object_status(headers: Mapping[str, str]) -> os.stat_result:
         elif changed := headers.get("last-modified"):  # rclone's server knows it after a restart
             mtime_ns = int(parsedate_to_datetime(changed).timestamp()) * 10**9
     times = {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9, "st_ctime": mtime_ns / 1e9}
-    size = int(headers.get("content-length") or 0)
-    return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, size, 0, 0, 0), times)
+    about = (stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, int(size or 0), 0, 0, 0)
+    return os.stat_result(about, times)
 
 
 def is_from(status: os.stat_result, mtime_ns: int) -> bool:
@@ -7283,7 +7273,6 @@ COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to 
 RAW_FORMATS = formats_for("raw")
 JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
 TIFF_PHOTOMETRIC = 262
-EXIF_ORIENTATION = 0x0112
 BICUBIC: Any = 3  # in all versions of Pillow
 TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
     2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
@@ -7323,6 +7312,13 @@ class Job(NamedTuple):
         """Return the job that a message tells of."""
         kind, renditions, *rest = json.loads(message[1:])
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
+
+
+class Decoders(NamedTuple):
+    """What a decoder process can decode with."""
+
+    formats: list[str]  # that Pillow opens; none where it is missing
+    ffmpeg: str | None  # its path
 
 
 class Outcome(enum.Enum):
@@ -7765,7 +7761,7 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
     """Fork decoders while there are jobs, at most so many, until the server has closed its end."""
     server = os.getppid()
     silent = host.type != socket.SOCK_SEQPACKET  # datagrams tell no end of file
-    formats: list[str] | None = None
+    decoders: Decoders | None = None
     running, most = 0, processes + AWAITED_DECODERS
     while not silent or os.getppid() == server:
         while running and os.waitpid(-1, 0 if running >= most else os.WNOHANG)[0]:
@@ -7775,11 +7771,10 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
         with contextlib.suppress(BlockingIOError):  # a decoder was quicker
             if not host.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 return
-            if formats is None:
-                formats = load_pillow()
+            decoders = decoders or Decoders(load_pillow(), ffmpeg)
             with contextlib.suppress(OSError):  # no process to be had: the job waits
                 if os.fork() == 0:
-                    run_decoder(host, formats, ffmpeg)
+                    run_decoder(host, decoders)
                 running += 1
             time.sleep(TAKE_SECONDS)
 
@@ -7805,7 +7800,7 @@ def load_pillow() -> list[str]:
 # -- One job -----------------------------------------------------------------------------
 
 
-def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
+def run_decoder(host: socket.socket, decoders: Decoders) -> None:
     """Do some jobs, until one fails or there are no more; never returns.
 
     A fork costs as much as a small picture, so it is not made for each. Who has worked ahead
@@ -7825,7 +7820,7 @@ def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> 
             if job.ahead and not is_idle:
                 is_idle = True
                 step_aside()
-            run_job(job, descriptors, formats, ffmpeg)
+            run_job(job, descriptors, decoders)
     finally:
         os._exit(0)
 
@@ -7838,7 +7833,7 @@ def step_aside() -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
+def run_job(job: Job, descriptors: list[int], decoders: Decoders) -> None:
     """Be the filter from picture (standard input) to its renditions (standard output)."""
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
@@ -7849,7 +7844,7 @@ def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | 
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + DECODE_CPU_SECONDS, hard))
     try:
         with open(0, "rb", closefd=False) as source, open(1, "wb", closefd=False) as target:
-            write_renditions(source, target, job, formats, ffmpeg)
+            write_renditions(source, target, job, decoders)
     finally:  # what a decoder raises is its verdict, too
         os.write(1, DECODER_DONE)
         for standard in (0, 1):
@@ -7870,27 +7865,23 @@ def limit_process() -> None:
         resource.setrlimit(name, (limit, limit))
 
 
-def write_renditions(
-    source: BinaryIO, target: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
-) -> None:
+def write_renditions(source: BinaryIO, target: BinaryIO, job: Job, decoders: Decoders) -> None:
     """Write what the job wants, each after its length; nothing where no decoder can.
 
     Nothing but pixels is written: no EXIF, no place, no colour profile.
     """
     results = []
-    if formats:
-        if picture := decode(source, job, formats, ffmpeg):
+    if decoders.formats:
+        if picture := decode(source, job, decoders):
             results = [encode(picture, rendition) for rendition in job.renditions]
-    elif ffmpeg and job.renditions[0].format == "PNG":
-        results = [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]
+    elif decoders.ffmpeg and job.renditions[0].format == "PNG":
+        results = [run_ffmpeg(decoders.ffmpeg, job, job.renditions[0].size)]
     for data in results:
         if data:
             target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
-def decode(
-    source: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
-) -> Image.Image | None:
+def decode(source: BinaryIO, job: Job, decoders: Decoders) -> Image.Image | None:
     """Decode the picture in the largest size wanted, upright and in sRGB, by the first way.
 
     One that is too large may have a small form in it, as HEIC has. One that is cut short is shown
@@ -7898,14 +7889,15 @@ def decode(
     it is the best that there is.
     """
     size = max(rendition.size for rendition in job.renditions)
-    whole = functools.partial(open_picture, source, formats, size)
-    small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
-    cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
+    from_source = functools.partial(open_picture, source, decoders.formats)
+    whole = functools.partial(from_source, size)
+    small = functools.partial(from_source, THUMBNAIL_SIZE)
+    cut_short = functools.partial(from_source, size, cut_short=True)
     embedded = (
         functools.partial(open_picture, jpeg, ["JPEG"], size, job.orientation)
         for jpeg in embedded_jpegs(source, job)
     )
-    frame = functools.partial(open_frame, ffmpeg, job, size)
+    frame = functools.partial(open_frame, decoders.ffmpeg, job, size)
     ways: dict[str, Iterable[Callable[[], Image.Image | None]]] = {
         "image": itertools.chain((whole, small, cut_short, frame), embedded),
         "raw": itertools.chain(embedded, (whole, cut_short)),
@@ -11476,7 +11468,9 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
             below = f"{MEDIA_FOLDER}/"
             options["excluded"] = [*apart, f"{place}/{MEDIA_FOLDER}"]
             if index:
-                options["is_new"] = functools.partial(index.files.is_empty_beside, name, below)
+                options["is_new"] = functools.partial(
+                    index.files.is_empty, name, below, beside=True
+                )
             folders[name] = Bucket(name, place, settings.media_dir, store, below=below, **options)
         else:
             excluded = apart if name == "library" else ()

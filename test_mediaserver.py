@@ -5095,7 +5095,7 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
 def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, monkeypatch, pillow):
     go = tmp_path / "go"
 
-    def tell(source, target, job, formats, ffmpeg):
+    def tell(source, target, job, decoders):
         while job.ahead and not go.exists():
             time.sleep(0.01)
         told = b"%d" % os.sched_getscheduler(0)
