@@ -4472,7 +4472,7 @@ def thumbnails_in(path, processes=None, kind=ms.Thumbnails):
     made = kind(processes)
     folder = ms.Folder("library", path, make=True, buffers=ms.WriteBuffers())
     cache = ms.PreviewCache(folder, "previews/", 1 << 30, made.preview_bytes)
-    made.place(ms.ImageCache(folder, "public/"), ms.ImageCache(folder, "private/"), cache)
+    made.set_caches(ms.ImageCache(folder, "public/"), ms.ImageCache(folder, "private/"), cache)
     return made
 
 
