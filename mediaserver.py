@@ -1138,7 +1138,7 @@ SCOPES = frozenset({"upload", "delete", "read"})
 
 
 class Grant(NamedTuple):
-    """What a scoped token lets its bearer do, where, how much of it and until when."""
+    """What a scoped token is for: which acts, where, how many bytes or uses, until when."""
 
     scopes: frozenset[str]
     expires: float  # Unix seconds
@@ -1148,7 +1148,7 @@ class Grant(NamedTuple):
     id: str = ""  # under which its uses are counted
 
     def covers(self, scope: str, path: str) -> bool:
-        """Tell whether the token lets do this at a path without percent-encoding.
+        """Tell whether the token is for this at a path, which is without percent-encoding.
 
         >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
         [True, True, False]
@@ -1171,7 +1171,7 @@ def sign_grant(grant: Grant, key: str) -> str:
 
 
 def verify_grant(token: str, key: str, now: float) -> Grant:
-    """Return what a scoped token lets do, if it is ours and has not expired."""
+    """Return what a scoped token is for, if it is ours and has not expired."""
     claims = verify_jwt(
         token, hs256_key=key, es256_key=None, now=now, leeway=0, token_type="scoped"
     )
@@ -1251,7 +1251,7 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool = True)
 
 
 def describe_credential(access: Access) -> str:
-    """Say what lets in to routes of this access.
+    """Return the credential that routes of this access need.
 
     >>> describe_credential(Access.WRITE)
     'AUTH_TOKEN or a token with the permission media_store_write'
@@ -1430,7 +1430,7 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
 
 
 def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principal:
-    """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
+    """Return who comes with `?token=`: an uploader, or the bearer of a scoped token."""
     if token.count(".") == 2:
         return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
     settings = keys.settings
@@ -1441,7 +1441,7 @@ def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principa
 
 
 def principal_of_grant(grant: Grant, method: str, path: str) -> Principal:
-    """Return who comes with a scoped token, by what it lets do with this request.
+    """Return who comes with a scoped token: an uploader, a reader or neither of this path.
 
     `path` is without percent-encoding.
     """
@@ -5460,6 +5460,7 @@ INCOMING = ".incoming"
 LOCKS = "locks"  # a folder
 INNER = ".inner"  # ends the names in `.incoming/` of a folder on another disk than the root
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
+PIECE_BYTES = 256 << 10  # copied at once, from or to an object store too
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
 SHORT_WRITE_BYTES = 64 << 10
@@ -6345,6 +6346,14 @@ def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]
         yield buffer[:count]
 
 
+def read_range(file: io.FileIO, offset: int, count: int) -> Iterator[bytes]:
+    """Yield the bytes of a part of a file, in pieces; they end where the file does."""
+    end = offset + count
+    while piece := os.pread(file.fileno(), min(PIECE_BYTES, end - offset), offset):
+        offset += len(piece)
+        yield piece
+
+
 def write_all(file: io.FileIO, data: memoryview) -> None:
     """Write all bytes; a disk that becomes full takes some of them at first."""
     written = 0
@@ -6471,7 +6480,6 @@ S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
 S3_SHIFT_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
-S3_BLOCK_BYTES = 256 << 10  # sent and received at once
 S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -6724,7 +6732,7 @@ class S3Client:
             return kept
         secure = self._endpoint.scheme == "https"
         kind = http.client.HTTPSConnection if secure else HTTPConnection
-        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=S3_BLOCK_BYTES)
+        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=PIECE_BYTES)
 
     def keep(self, connection: HTTPConnection) -> None:
         """Keep a connection whose latest answer has been read for the next request."""
@@ -6876,14 +6884,13 @@ class Bucket(Folder):
                 return
             for path, size in found:
                 if wanted(path):
-                    yield path, object_status(size, {})
+                    yield path, object_status({}, size)
 
     def stat(self, name: str) -> os.stat_result:
         """Return size and mtime; FileNotFoundError where there is none."""
         if self.is_local(name):
             return super().stat(name)
-        headers = self.client.call(self.request("HEAD", name)).headers
-        return object_status(headers.get("content-length", ""), headers)
+        return object_status(self.client.call(self.request("HEAD", name)).headers)
 
     def stream(self, file: File) -> ObjectReader:
         """Return what reads an object while it is sent."""
@@ -7095,7 +7102,7 @@ class ObjectReader(SlowReader):
                     self.close()
                     self._run, self._at = self._begin(offset, count), offset
                 with contextlib.suppress(OSError, HTTPException):
-                    if piece := self._run.response.read(min(count, S3_BLOCK_BYTES)):
+                    if piece := self._run.response.read(min(count, PIECE_BYTES)):
                         self._at += len(piece)
                         return piece
                 self.close()
@@ -7109,7 +7116,7 @@ class ObjectReader(SlowReader):
             part, _, total = answer.headers.get("content-range", "").rpartition("/")
             if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
                 raise Unavailable("a range is answered with another one")
-            self.check(object_status(total, answer.headers))
+            self.check(object_status(answer.headers, total))
         return run
 
     def url(self, seconds: int) -> str:
@@ -7137,8 +7144,8 @@ def note_of(name: str) -> str:
     return f"{INCOMING}/{mark_of(name)}{NOTE}"
 
 
-def object_status(size: str, headers: HTTPMessage | Mapping[str, str]) -> os.stat_result:
-    """Return an object's size, and the mtime of its headers, as of a file without a name."""
+def object_status(headers: HTTPMessage | Mapping[str, str], size: str = "") -> os.stat_result:
+    """Return the mtime that headers tell, and the size if none is given, as of a nameless file."""
     mtime_ns = 0
     with contextlib.suppress(ValueError):
         if kept := headers.get("x-amz-meta-mtime"):
@@ -7147,8 +7154,8 @@ def object_status(size: str, headers: HTTPMessage | Mapping[str, str]) -> os.sta
         elif changed := headers.get("last-modified"):  # rclone's server knows it after a restart
             mtime_ns = int(parsedate_to_datetime(changed).timestamp()) * 10**9
     times = {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9, "st_ctime": mtime_ns / 1e9}
-    about = (stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, int(size or 0), 0, 0, 0)
-    return os.stat_result(about, times)
+    length = int(size or headers.get("content-length") or 0)
+    return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, length, 0, 0, 0), times)
 
 
 def is_from(status: os.stat_result, mtime_ns: int) -> bool:
@@ -7163,16 +7170,6 @@ def format_mtime(mtime_ns: int) -> str:
     '1500000000.000000007'
     """
     return f"{mtime_ns // 10**9}.{mtime_ns % 10**9:09}"
-
-
-def read_range(file: io.FileIO, offset: int, count: int) -> Iterator[bytes]:
-    """Yield the bytes of a part of a file, in blocks."""
-    end = offset + count
-    while offset < end and (
-        piece := os.pread(file.fileno(), min(S3_BLOCK_BYTES, end - offset), offset)
-    ):
-        offset += len(piece)
-        yield piece
 
 
 def hash_range(file: io.FileIO, offset: int, count: int) -> ObjectBody:
@@ -7491,9 +7488,8 @@ class Thumbnails:
         """Return whether a decoder found here might draw such content; never SVG."""
         return kind in self.kinds and mime_type != "image/svg+xml"
 
-    @property
-    def available(self) -> bool:
-        """Return whether the decoder host runs; start one that has died again, after a while."""
+    def ensure_host(self) -> bool:
+        """Start the decoder host again if it has ended, after a while; return whether it runs."""
         if self._host is None or is_connected(self._host):
             return self._host is not None
         with self._lock:
@@ -7657,7 +7653,7 @@ class Thumbnails:
 
     def _count_crash(self, sha256: str) -> Outcome:
         """Count a decoder's death: a single one is chance, some make the picture IMPOSSIBLE."""
-        if not self.available:
+        if not self.ensure_host():
             return Outcome.FAILED
         with self._lock:
             crashes = self._crashes.pop(sha256, (0, 0.0))[0] + 1
@@ -8597,7 +8593,7 @@ class Renditions:
             return Outcome.MADE
         if facts.kind not in thumbnails.kinds:
             return Outcome.IMPOSSIBLE
-        if not thumbnails.available:
+        if not thumbnails.ensure_host():
             return Outcome.FAILED
         outcome = Outcome.IMPOSSIBLE
         if thumbnails.can_make(facts.kind, facts.mime_type):
@@ -8803,21 +8799,19 @@ class Scanner:
         while batch := list(itertools.islice(found, SCAN_BATCH)):
             failed = [each for each in batch if isinstance(each, str)]
             unreadable += failed
-            refused = self._put_each([each for each in batch if isinstance(each, tuple)])
+            refused = self._put_batch([each for each in batch if isinstance(each, tuple)])
             missed += len(failed) + refused
             self._advance(len(batch), 0, len(failed) + refused)
             self._renditions.wanted.set()
         return missed
 
-    def _put_each(self, found: Sequence[Located]) -> int:
-        """Put files into the index, together if that can be; return how many were refused."""
+    def _put_batch(self, found: Sequence[Located]) -> int:
+        """Put files into the index; return how many were refused, which a later scan tries."""
         try:
             self._put(found)
-        except (sqlite3.Error, OSError) as error:  # locked, full: a later scan tries again
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:  # locked, full
             warn(f"{len(found)} files are not in the index yet: {error}")
             return len(found)
-        except (ValueError, OverflowError):  # one of them has a value that cannot be stored
-            return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
     def _put(self, found: Sequence[Located], *, only_known: bool = False) -> None:

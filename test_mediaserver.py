@@ -5135,7 +5135,9 @@ def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     os.kill(host, signal.SIGKILL)
     os.waitpid(host, 0)
     thumbnails._crashes.clear()
-    wait_until(lambda: thumbnails.available and thumbnails.restarts[0])  # its decoders end first
+    wait_until(
+        lambda: thumbnails.ensure_host() and thumbnails.restarts[0]
+    )  # its decoders end first
     wait_until(lambda: make(thumbnails, tmp_path / "a.jpg"))
     assert thumbnails.restarts[0] == 1
     assert "started again" in capsys.readouterr().err
@@ -5179,7 +5181,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
     bare.start()
     assert bare.description.startswith("none; for images install Pillow")
     assert not bare.can_make("image", "image/jpeg")
-    assert not bare.available
+    assert not bare.ensure_host()
 
 
 def test_pillow_is_found_but_not_imported_by_the_server():
