@@ -3860,11 +3860,13 @@ class Table:
 
 
 class Rows(Table, Generic[T]):
-    """Things of one kind; `make` makes each of a row that the SELECT `rows` begins to read."""
+    """Things of one kind, whose fields are the columns that are read of a table."""
 
-    def __init__(self, index: Index, make: Callable[[Sequence[Any]], T], rows: str) -> None:
+    def __init__(self, index: Index, kind: Any, table: str) -> None:
         super().__init__(index)
-        self._make, self._rows = make, rows
+        self._make: Callable[[Sequence[Any]], T] = kind._make
+        self._table, self._columns = table, ", ".join(kind._fields)
+        self._rows = f"SELECT {self._columns} FROM {table}"
 
     def _all(self, rest: str, *values: Any, db: Database | None = None) -> list[T]:
         """Return those that the rest of the SELECT finds."""
@@ -4014,18 +4016,18 @@ class Index:
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
-        self.files = Files(self, located, SELECT_LOCATED)
-        self.users = Users(self, User._make, f"SELECT {USER_COLUMNS} FROM user")
-        self.sessions = Sessions(self, Session._make, f"SELECT {SESSION_COLUMNS} FROM session")
+        self.files = Files(self)
+        self.users = Users(self, User, "user")
+        self.sessions = Sessions(self, Session, "session")
         self.login_failures = LoginFailures(self)
         self.token_uses = TokenUses(self)
-        self.shares = ShareLinks(self, Share._make, "SELECT * FROM share")
-        self.collections = Collections(self, "collection", Collection)
-        self.media = MediaRecords(self, "media", MediaRecord, "is_deleted = 0")
+        self.shares = ShareLinks(self, Share, "share")
+        self.collections = Collections(self, Collection, "collection")
+        self.media = MediaRecords(self, MediaRecord, "media")
         self.entities = Entities(self)
-        self.trash = Trash(self, Trashed._make, f"SELECT * FROM ({TRASHED})")
+        self.trash = Trash(self, Trashed, f"({TRASHED})")
         self.albums = Albums(self)
-        self.uploads = Uploads(self, OpenUpload._make, "SELECT * FROM upload")
+        self.uploads = Uploads(self, OpenUpload, "upload")
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
@@ -4291,6 +4293,10 @@ BEHIND_ALL = b"\xff" * 256  # no name is as long, so that all of a folder come b
 class Files(Rows[Located]):
     """Files on disk, by folder and path."""
 
+    def __init__(self, index: Index) -> None:
+        super().__init__(index, File, "file")
+        self._make, self._rows = located, SELECT_LOCATED  # each with its asset
+
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
         """Record `file`; return the hash of the content that was there and is now nowhere."""
         self._index.assets.put(db, asset)
@@ -4488,9 +4494,6 @@ class User(NamedTuple):
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
 
 
-USER_COLUMNS = ", ".join(User._fields)
-
-
 class Users(Rows[User]):
     """Accounts."""
 
@@ -4551,7 +4554,7 @@ class Users(Rows[User]):
         row = {"id": self._free_id(db), "first_name": "", "last_name": "", **values}
         row |= {"email_key": values["email"].casefold(), "created_at": now}
         into = f"user ({', '.join(row)}) VALUES ({placeholders([*row])})"
-        sql = f"INSERT INTO {into} RETURNING {USER_COLUMNS}"
+        sql = f"INSERT INTO {into} RETURNING {self._columns}"
         return User(*db.execute(sql, [*row.values()]).fetchone())
 
     def _free_id(self, db: Database) -> int:
@@ -4609,7 +4612,6 @@ class Session(NamedTuple):
     user_agent: str = ""
 
 
-SESSION_COLUMNS = ", ".join(Session._fields)
 MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires first
 RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
@@ -4620,7 +4622,7 @@ class Sessions(Rows[Session]):
     def open(self, db: Database, user: User, session: Session) -> bool:
         """Begin a session, unless the account was disabled or its password changed meanwhile."""
         opened = db.execute(
-            f"INSERT INTO session ({SESSION_COLUMNS}) SELECT {placeholders(session)} FROM user"
+            f"INSERT INTO session ({self._columns}) SELECT {placeholders(session)} FROM user"
             " WHERE id = ? AND password = ? AND is_active",
             (*session, user.id, user.password),
         ).rowcount
@@ -4890,11 +4892,7 @@ class Query(NamedTuple):
 class OwnedTable(Rows[Record]):
     """Records of users in one table; every method asks whose, so that nobody meets another's."""
 
-    def __init__(self, index: Index, table: str, make: type[Record], condition: str = "1") -> None:
-        fields = ", ".join(make._fields)
-        super().__init__(index, make._make, f"SELECT {fields} FROM {table}")  # type: ignore[arg-type]
-        self._table = table
-        self._condition = condition  # which of the rows there are for users
+    _condition = "1"  # which of the rows there are for users
 
     def _where(self, query: Query) -> tuple[str, list[Any]]:
         equal = [(f"{column} = ?", value) for column, value in query.equal]
@@ -4954,6 +4952,8 @@ class Collections(OwnedTable[Collection]):
 
 class MediaRecords(OwnedTable[MediaRecord]):
     """Users' records of media."""
+
+    _condition = "is_deleted = 0"
 
     def put(self, db: Database, record: MediaRecord) -> None:
         """Add a record or change the one with its id; a collection shows an asset once."""
