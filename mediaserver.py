@@ -761,7 +761,7 @@ class Unauthorized(HTTPError):
 
 
 def _utf8(text: str) -> bytes:
-    """Encode any `str`: clients' text may hold lone surrogates, and comparing must not raise."""
+    """Return any `str` as bytes: clients' text may hold lone surrogates, and must not raise."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -770,7 +770,7 @@ def _hmac_sha256(key: bytes, message: bytes) -> bytes:
 
 
 def equals_secret(given: str, secret: str) -> bool:
-    """Compare in constant time.
+    """Return whether a client gave the secret; it takes the same time wherever they differ.
 
     Clients send a non-ASCII secret as Latin-1 or as UTF-8, and header fields are read as either:
     `given` is right if one of its readings is.
@@ -835,7 +835,7 @@ def derive_key(secret: str, purpose: str) -> bytes:
 
 
 def sign_until(key: bytes, what: str, expires: int) -> str:
-    """Sign that something is open until `expires` (Unix seconds): a file's URL, a link."""
+    """Return the signature of what is open until `expires` (Unix seconds): a file's URL, a link."""
     return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
@@ -4816,7 +4816,7 @@ class LoginFailures(Table):
         return self._index.write(apply, durable=False)
 
     def end(self, attempt: str, succeeded_for: str | None) -> None:
-        """Say how a login ended; a success also clears the count of its account."""
+        """Record how a login ended; a success also clears the count of its account."""
 
         def apply(db: Database) -> None:
             if succeeded_for is None:
@@ -7275,6 +7275,12 @@ TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of 
 }  # fmt: skip
 
 
+def shared_numbers(kind: str, count: int = 1) -> Any:
+    """Return zeros of a kind (struct's letter) that this process and all forked from it share."""
+    memory: Any = memoryview(mmap.mmap(-1, count * struct.calcsize(kind)))
+    return memory.cast(kind)
+
+
 class Rendition(NamedTuple):
     """A form that a picture is given out in: at most `size` pixels wide and high."""
 
@@ -7445,13 +7451,12 @@ class Thumbnails:
         self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow()
         self.ffmpeg = shutil.which("ffmpeg")
-        self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.restarts = shared_numbers("Q")
         # When an upload began in one of them, monotonic: decoders wait for it and the next
-        self.upload_at = memoryview(mmap.mmap(-1, 8)).cast("d")
-        self.decoding = {  # of all processes: how often, and nanoseconds
-            kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
-        }
-        self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
+        self.upload_at = shared_numbers("d")
+        kinds = ("thumbnail", "preview")
+        self.decoding = {kind: shared_numbers("Q", 2) for kind in kinds}  # times, nanoseconds
+        self.preview_bytes = shared_numbers("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
         self.caches: tuple[ImageCache, ...] = ()  # public, private
         self.previews: PreviewCache
@@ -7721,7 +7726,7 @@ def is_connected(host: socket.socket | None) -> bool:
 
 
 def find_pillow() -> str | None:
-    """Name and version of the Pillow installed, without the 50 ms that importing it takes."""
+    """Return the installed Pillow's name and version, without the 50 ms that importing takes."""
     spec = importlib.util.find_spec("PIL")
     if spec is None or spec.origin is None:
         return None
@@ -7774,7 +7779,7 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
 
 
 def load_pillow() -> list[str]:
-    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open."""
+    """Import Pillow and its plugins for PILLOW_FORMATS; return the formats that it can open."""
     # One thread a decoder: jobs are parallel already, and threads count against the limits.
     try:
         from PIL import Image
@@ -7828,7 +7833,7 @@ def step_aside() -> None:
 
 
 def run_job(job: Job, descriptors: list[int], decoders: Decoders) -> None:
-    """Be the filter from picture (standard input) to its renditions (standard output)."""
+    """Do a job as a filter from picture (standard input) to renditions (standard output)."""
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -8423,8 +8428,8 @@ class SharedProgress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
-        self.mounts = mmap.mmap(-1, 1)  # another byte when other mount points are known
-        self.forgotten = memoryview(mmap.mmap(-1, 8)).cast("Q")  # how often files were
+        self.mounts = shared_numbers("Q")  # how often other mount points were noted
+        self.forgotten = shared_numbers("Q")  # how often files were
 
     def get(self) -> ScanProgress:
         """Return the progress as all processes know it."""
@@ -8482,8 +8487,8 @@ class Mounts:
 
     def __init__(self, index: Index, progress: SharedProgress) -> None:
         self._index = index
-        self._state = progress.mounts
-        self._known: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
+        self._changes = progress.mounts
+        self._known: dict[str, tuple[int, list[str]]] = {}  # after how many changes
 
     def absent(self, folder: Folder) -> list[str]:
         """Find places below a folder where a disk with known files was mounted, and is no more."""
@@ -8503,11 +8508,11 @@ class Mounts:
 
     def _of(self, folder: Folder) -> list[str]:
         """Return places below a folder where a disk was mounted; kept, as each upload asks."""
-        state, known = self._known.get(folder.name, (-1, []))
-        if state != self._state[0]:
-            state = self._state[0]
+        changes, known = self._known.get(folder.name, (-1, []))
+        if changes != self._changes[0]:
+            changes = self._changes[0]
             known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
-            self._known[folder.name] = state, known
+            self._known[folder.name] = changes, known
         return known
 
     def note(self, folder: Folder) -> list[bytes]:
@@ -8517,7 +8522,7 @@ class Mounts:
         now = sorted(mounted.union(absent))
         if now != self._of(folder):
             self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
-            self._state[0] = (self._state[0] + 1) % 256
+            self._changes[0] += 1
         for path in absent:
             warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
         return [os.fsencode(f"{path}/") for path in absent]
@@ -8555,10 +8560,9 @@ class Renditions:
 
     def make_all(self) -> bool:
         """Try each of those that have no verdict yet once; return whether all have one now."""
-        whole, threads = True, self.thumbnails.processes
-        for made in in_threads(self._try_thumbnail, self._without_verdict(), threads):
-            whole = made and whole
-        return whole
+        threads = self.thumbnails.processes
+        made = in_threads(self._try_thumbnail, self._without_verdict(), threads)
+        return not sum(not each for each in made)  # so that all are made
 
     def _without_verdict(self) -> Iterator[Located]:
         kinds, last, pending = self.thumbnails.kinds, "", self._index.assets.without_thumbnail
@@ -11678,7 +11682,7 @@ class Meter:
         self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
         self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
         self._part = 3 + routes * self._width
-        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
+        self._numbers = shared_numbers("Q", self._part * workers)
         self._lock = threading.Lock()
 
     def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
@@ -20623,7 +20627,7 @@ class Watchdog:
         given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
         microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
         self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
-        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
+        self._seen = shared_numbers("d", workers)
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
