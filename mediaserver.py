@@ -124,6 +124,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
+    from _hashlib import HASH as Hash
     from concurrent.futures import Future
     from typing import IO, TextIO
 
@@ -835,7 +836,7 @@ def derive_key(secret: str, purpose: str) -> bytes:
 
 
 def sign_until(key: bytes, what: str, expires: int) -> str:
-    """Return the signature of what is open until `expires` (Unix seconds): a file's URL, a link."""
+    """Return the signature of a file's URL, or a link, that is open until `expires` (seconds)."""
     return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
@@ -6007,16 +6008,6 @@ class Folder(Tree):
             self.unlink(mark)
 
 
-class Hash(Protocol):
-    """What hashlib makes."""
-
-    def update(self, data: Buffer, /) -> None:
-        """Take in the next bytes."""
-
-    def hexdigest(self) -> str:
-        """Return the hash of all bytes so far."""
-
-
 def new_hashes(*, md5: bool) -> Sequence[Hash]:
     """Return SHA-256 and, if it is wanted, MD5, of nothing yet."""
     return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
@@ -6576,7 +6567,9 @@ class S3Answer(NamedTuple):
 
     code: int
     headers: HTTPMessage  # which finds names in any case
-    body: bytes
+    body: bytes  # empty where it is to be read from the response
+    connection: HTTPConnection
+    response: HTTPResponse
 
     def pause(self) -> float:
         """Return the seconds that the store wants to be left alone for."""
@@ -6597,13 +6590,6 @@ class S3Answer(NamedTuple):
     def text(self, name: str) -> str:
         """Return the content of an element of an XML answer."""
         return xml_text(self.body.decode("utf-8", "replace"), name)
-
-
-class S3Run(NamedTuple):
-    """An answer whose body is being read."""
-
-    connection: HTTPConnection
-    response: HTTPResponse
 
 
 def xml_text(xml: str, name: str) -> str:
@@ -6639,7 +6625,7 @@ class S3Client:
     def call(self, request: S3Request) -> S3Answer:
         """Return the whole answer to a request; an OSError where it is refused."""
         with self.slot():
-            return self.open(request, is_whole=True)[0]
+            return self.open(request, is_whole=True)
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -6652,10 +6638,10 @@ class S3Client:
         finally:
             self._slots.release()
 
-    def open(self, request: S3Request, *, is_whole: bool = False) -> tuple[S3Answer, S3Run]:
+    def open(self, request: S3Request, *, is_whole: bool = False) -> S3Answer:
         """Send a request, if need be again; an OSError where it is refused.
 
-        The answer's body is to be read from the run, unless it `is_whole`.
+        The body is to be read from the answer's response, unless it `is_whole`.
         """
         self._pass_circuit()
         for wait in (*S3_RETRIES, 0.0):
@@ -6664,7 +6650,7 @@ class S3Client:
                 response = self._exchange(connection, request)
                 is_read = is_whole or response.status >= 300
                 body = response.read() if is_read else b""
-                answer = S3Answer(response.status, response.headers, body)
+                answer = S3Answer(response.status, response.headers, body, connection, response)
                 if self._is_final(request, answer, is_last=not wait):
                     break
                 problem, pause = f"answers {answer.code}", answer.pause()
@@ -6681,7 +6667,7 @@ class S3Client:
         if is_read:
             self.keep(connection)
         check_answer(request, answer)
-        return answer, S3Run(connection, response)
+        return answer
 
     def _is_final(self, request: S3Request, answer: S3Answer, *, is_last: bool) -> bool:
         """Return whether another try would change nothing; note how the store is to be asked."""
@@ -6788,14 +6774,7 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
 
 S3_PART_BYTES = 64 << 20  # a longer file goes up in parts of this size
 MAX_KEYS = 1000  # in one page of a list, as the protocol has it
-NOTE = ".object"  # ends the name of an ObjectNote in `.incoming/`
-
-
-class ObjectNote(NamedTuple):
-    """What the next start has to know of an object that is coming or going."""
-
-    name: str
-    mtime_ns: int  # of the one that is meant; 0: whichever is there
+NOTE = ".object"  # ends the name of a note, in `.incoming/`, of an object that comes or goes
 
 
 class Bucket(Folder):
@@ -6819,7 +6798,8 @@ class Bucket(Folder):
         self.below = below  # "", or a folder's name with `/`
 
     def is_local(self, name: str) -> bool:
-        return is_incoming(name) or not name.startswith(self.below)
+        incoming = f"{name}/".startswith(f"{INCOMING}/")
+        return incoming or not name.startswith(self.below)
 
     def show(self, name: str = "") -> str:
         if name and self.is_local(name):
@@ -6929,7 +6909,7 @@ class Bucket(Folder):
             self.stat(name)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         mtime_ns = os.fstat(incoming.file.fileno()).st_mtime_ns
-        self._write_note(ObjectNote(name, mtime_ns), os.O_EXCL)
+        self._write_note(name, mtime_ns, os.O_EXCL)
         incoming.kept, incoming.note = name, note_of(name)
         try:
             self._send(incoming, name, mtime_ns, {"if-none-match": "*"})
@@ -6996,7 +6976,7 @@ class Bucket(Folder):
         """Remove objects once the block, which has the index forget them, ends without error."""
         objects = [name for name in names if not self.is_local(name)]
         for name in objects:
-            self._write_note(ObjectNote(name, 0))
+            self._write_note(name, 0)
         on_disk = [name for name in names if self.is_local(name)]
         with undoing(self._unmark, list(map(note_of, objects))), super().removing(on_disk):
             yield
@@ -7017,11 +6997,14 @@ class Bucket(Folder):
             with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
                 note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
 
-    def _write_note(self, note: ObjectNote, flags: int = os.O_TRUNC) -> None:
-        """Write a note, durably; with O_EXCL, FileExistsError where there is one of that name."""
-        with self.resolve(note_of(note.name), make=True) as place:
+    def _write_note(self, name: str, mtime_ns: int, flags: int = os.O_TRUNC) -> None:
+        """Tell the next start of an object, by its mtime if not 0, durably.
+
+        With O_EXCL, FileExistsError where it is told of one of that name.
+        """
+        with self.resolve(note_of(name), make=True) as place:
             with io.FileIO(place.open(os.O_WRONLY | os.O_CREAT | flags), "w") as file:
-                write_all(file, memoryview(json.dumps(note).encode()))
+                write_all(file, memoryview(json.dumps([name, mtime_ns]).encode()))
                 os.fsync(file.fileno())
             sync_folder(place.folder)
 
@@ -7044,16 +7027,16 @@ class Bucket(Folder):
         """Remove what a note is about, if the index does not know it."""
         with super().open(path) as file:
             try:
-                note = ObjectNote(*json.loads(file.read()))
+                name, mtime_ns = json.loads(file.read())
             except ValueError:  # a crash has cut it short: nothing was sent yet
                 return
-        if is_known(note.name):
+        if is_known(name):
             return
         with contextlib.suppress(FileNotFoundError):  # as some stores say where there is none
-            self._abort_parts(note.name)
+            self._abort_parts(name)
         with contextlib.suppress(FileNotFoundError):
-            if not note.mtime_ns or is_from(self.stat(note.name), note.mtime_ns):
-                self.client.call(self.request("DELETE", note.name))
+            if not mtime_ns or is_from(self.stat(name), mtime_ns):
+                self.client.call(self.request("DELETE", name))
 
     def _abort_parts(self, name: str) -> None:
         """Remove the parts of an upload that did not come to its end."""
@@ -7084,8 +7067,8 @@ class ObjectReader(SlowReader):
         self.bucket = bucket
         self.name = name
         self._state = state
-        self._run: S3Run | None = None
-        self._at = 0  # where the run is
+        self._answer: S3Answer | None = None  # whose body is being read
+        self._at = 0  # as far as here
 
     def check(self, status: os.stat_result) -> None:
         """Raise FileNotFoundError unless the object is the one that was asked for."""
@@ -7096,45 +7079,38 @@ class ObjectReader(SlowReader):
     def read_at(self, offset: int, count: int) -> bytes:
         with self.bucket.client.slot():
             for _ in range(2):  # a store may have hung up while the reader was slow
-                if self._run is None or self._at != offset:
+                if self._answer is None or self._at != offset:
                     self.close()
-                    self._run, self._at = self._begin(offset, count), offset
+                    self._answer, self._at = self._begin(offset, count), offset
                 with contextlib.suppress(OSError, HTTPException):
-                    if piece := self._run.response.read(min(count, PIECE_BYTES)):
+                    if piece := self._answer.response.read(min(count, PIECE_BYTES)):
                         self._at += len(piece)
                         return piece
                 self.close()
         raise Unavailable("an object broke off")
 
-    def _begin(self, offset: int, count: int) -> S3Run:
+    def _begin(self, offset: int, count: int) -> S3Answer:
         headers = {"range": f"bytes={offset}-{offset + count - 1}"}
         request = self.bucket.request("GET", self.name, headers=headers)
-        answer, run = self.bucket.client.open(request)
-        with undoing(run.connection.close):
+        answer = self.bucket.client.open(request)
+        with undoing(answer.connection.close):
             part, _, total = answer.headers.get("content-range", "").rpartition("/")
             if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
                 raise Unavailable("a range is answered with another one")
             self.check(object_status(answer.headers, total))
-        return run
+        return answer
 
     def url(self, seconds: int) -> str:
         """Return a URL under which anyone may GET the object for so many seconds."""
         return self.bucket.client.presign(self.bucket.request("GET", self.name), seconds)
 
     def close(self) -> None:
-        """End the run; its connection can be used again if all of it was read."""
-        if self._run is not None:
-            connection, response = self._run
-            self._run = None
-            if response.isclosed() and not response.length:
-                self.bucket.client.keep(connection)
-            else:
-                connection.close()
-
-
-def is_incoming(name: str) -> bool:
-    """Return whether a name is in the folder of files on their way in."""
-    return f"{name}/".startswith(f"{INCOMING}/")
+        """End the reading; the connection can be used again if the whole answer was read."""
+        answer, self._answer = self._answer, None
+        if answer and answer.response.isclosed() and not answer.response.length:
+            self.bucket.client.keep(answer.connection)
+        elif answer:
+            answer.connection.close()
 
 
 def note_of(name: str) -> str:

@@ -4410,7 +4410,7 @@ def no_delete(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def test_an_object_of_another_program_survives_a_note_about_its_name(store, bucket, tmp_path):
     store.put("a.png", b"theirs")
-    bucket._write_note(ms.ObjectNote("a.png", 7))
+    bucket._write_note("a.png", 7)
     bucket.recover(lambda name: False)
     assert read_from(bucket, "a.png") == b"theirs"
     assert not files_below(tmp_path)
