@@ -339,15 +339,15 @@ class Setting(NamedTuple):
     parse: Callable[[str], Any] = str
     shown: str = ""  # the default as the documentation shows it, where that is not the value
     secret: bool = False  # no option
-    made: bool = False  # once, where it is not given
+    is_generated: bool = False  # once, where it is not given
     environment: bool = True  # also read from the environment and .env
-    empty: bool = False  # an empty value means something
+    may_be_empty: bool = False  # an empty value means something
 
 
 setting: Any = Setting  # which stands in the place of a value of another type
 flag = functools.partial(setting, parse=parse_boolean)
 secret = functools.partial(setting, "", parse=parse_secret, secret=True)
-generated = functools.partial(secret, shown="generated", made=True)
+generated = functools.partial(secret, shown="generated", is_generated=True)
 folder = functools.partial(setting, Path(), parse=parse_path)  # its default is made of others
 
 
@@ -452,7 +452,7 @@ class Settings(NamedTuple):
     )
     cors_allow_origins: tuple[str, ...] = setting(
         ("*",), "comma-separated origins; empty turns CORS off", parse_origins, shown="*",
-        empty=True,
+        may_be_empty=True,
     )  # fmt: skip
     log_format: str = setting(
         "none",
@@ -585,7 +585,9 @@ def load_settings(
         layers = [options.get(name)]
         if spec.environment:
             layers += [environment.get(label), dotenv.get(label)]
-        given = [text for text in layers if text or (text == "" and (spec.secret or spec.empty))]
+        given = [
+            text for text in layers if text or (text == "" and (spec.secret or spec.may_be_empty))
+        ]
         try:
             values[name] = spec.parse(given[0]) if given else spec.default
         except ValueError as error:
@@ -639,7 +641,7 @@ def overlap(one: Path | S3Place, other: Path | S3Place) -> bool:
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     """Return settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    names = [name for name, spec in SETTINGS.items() if spec.made]
+    names = [name for name, spec in SETTINGS.items() if spec.is_generated]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
@@ -4976,12 +4978,12 @@ class MediaRecords(OwnedTable[MediaRecord]):
         rows = db.execute(f"SELECT sha256 FROM media WHERE {where}", (key, user_id))
         return {row[0] for row in rows}
 
-    def remove_loose(self, db: Database, key: str) -> None:
+    def remove_if_uncollected(self, db: Database, key: str) -> None:
         """Forget a media record that shows an asset in no collection."""
         where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL"
         db.execute(f"DELETE FROM media WHERE {where}", (key,))
 
-    def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
+    def soft_delete(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; return whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
@@ -5087,7 +5089,7 @@ class Entities(Table):
         version, added = entity.version + 1, entity.added if entity.id else now
         return self._write(db, entity._replace(version=version, added=added, updated=now))
 
-    def adopt(self, db: Database, versions: Iterable[Entity]) -> None:
+    def import_versions(self, db: Database, versions: Iterable[Entity]) -> None:
         """Write all versions of an entity of another program, under its id, which is free."""
         for number, entity in enumerate(versions, 1):
             self._write(db, entity._replace(version=number))
@@ -7794,13 +7796,13 @@ def run_decoder(host: socket.socket, decoders: Decoders) -> None:
             job = Job.from_bytes(message)
             if job.ahead and not is_idle:
                 is_idle = True
-                step_aside()
+                lower_priority()
             run_job(job, descriptors, decoders)
     finally:
         os._exit(0)
 
 
-def step_aside() -> None:
+def lower_priority() -> None:
     """Work only while nobody else does (sched(7)): whoever wakes up goes first, at once."""
     os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
@@ -8261,16 +8263,16 @@ def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
     """Return the frame at the wanted second, else the first one, as PNG; empty if none."""
     for seconds in dict.fromkeys((job.seconds, 0.0)):
         plain = [ffmpeg, *ffmpeg_arguments(job, size, seconds)]
-        png = ask_ffmpeg(plain, HDR_TRANSFER)
+        png = call_ffmpeg(plain, HDR_TRANSFER)
         if png is None:
             mapped = [ffmpeg, *ffmpeg_arguments(job, size, seconds, HDR_FILTERS)]
-            png = ask_ffmpeg(mapped) or ask_ffmpeg(plain)  # it may lack the filters
+            png = call_ffmpeg(mapped) or call_ffmpeg(plain)  # it may lack the filters
         if png:
             return png
     return b""
 
 
-def ask_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
+def call_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
     """Return its standard output; None where its input is what it was not to be asked for.
 
     It never outlives this process, and what kills it ends this process, too.
@@ -14198,7 +14200,7 @@ def write_record(
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
-    existing(app.index.write(lambda db: media.hide(db, user, id.lower(), now)))
+    existing(app.index.write(lambda db: media.soft_delete(db, user, id.lower(), now)))
     return Response(204)
 
 
@@ -14260,7 +14262,7 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection; one that has nothing else to show goes."""
     answer = move_record(app, request, id, None)
-    app.index.write(lambda db: app.index.media.remove_loose(db, id.lower()))
+    app.index.write(lambda db: app.index.media.remove_if_uncollected(db, id.lower()))
     return answer
 
 
@@ -19987,7 +19989,7 @@ def server_is_stopped(settings: Settings) -> Iterator[bool]:
 @contextlib.contextmanager
 def opened_app(settings: Settings) -> Iterator[App]:
     """Yield what handlers need, for a command that does what they do and signs nothing."""
-    names = [name for name, spec in SETTINGS.items() if spec.made]
+    names = [name for name, spec in SETTINGS.items() if spec.is_generated]
     blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
     with opened_index(settings) as index:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
@@ -20406,7 +20408,7 @@ class RecordImporter:
                 self._index.files.put(db, *file)
             self._index.media.put(db, record)
             if row["is_deleted"]:
-                self._index.media.hide(db, owner, id, times[1])
+                self._index.media.soft_delete(db, owner, id, times[1])
 
         self._write(put)
         return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
@@ -20429,7 +20431,7 @@ class RecordImporter:
             for file in filter(None, files.values()):
                 self._index.files.put(db, *file)
             versions = [entity_of(each, files[each["file_path"]]) for each in history]
-            self._index.entities.adopt(db, versions)
+            self._index.entities.import_versions(db, versions)
 
         self._write(put)
         told = f"{self._fate(row['file_path'], path)}, versions: {len(history)}"
