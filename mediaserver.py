@@ -8527,7 +8527,7 @@ class Renditions:
         """Have what is made ahead wait for the upload that begins, and a moment for the next."""
         self.thumbnails.upload_at[0] = time.monotonic()
 
-    def _wait_for_uploads(self) -> None:
+    def _let_uploads_pass(self) -> None:
         """Wait while uploads come one after the other: who sends them waits for them."""
         end = time.monotonic() + MAX_UPLOADS_SECONDS
         while not self.thumbnails.is_over:
@@ -8550,7 +8550,7 @@ class Renditions:
 
     def _try_thumbnail(self, found: Located) -> bool:
         """Make a thumbnail ahead; return whether there is no need to try again."""
-        self._wait_for_uploads()
+        self._let_uploads_pass()
         if self.thumbnails.is_over:
             return True
         try:

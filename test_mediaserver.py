@@ -5845,7 +5845,7 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
     ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
-    renditions._wait_for_uploads()
+    renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
@@ -5853,7 +5853,7 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     "path", ["/upload", "/image/a.png", "/upload-image", "/entity/", "/files"]
 )
-def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp_path, path):
+def test_thumbnails_made_ahead_let_uploads_pass_of_every_family(settings_of, tmp_path, path):
     """From their head on, resumable ones too."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
