@@ -843,7 +843,7 @@ def sign_until(key: bytes, what: str, expires: int) -> str:
 
 
 def verify_until(key: bytes, what: str, signed: tuple[str, str], now: float) -> bool:
-    """Tell whether an expiry (as a text) and the signature that came with it are good now."""
+    """Return whether an expiry (as a text) and the signature that came with it are good now."""
     expires, signature = signed
     if not re.fullmatch(r"[0-9]{1,12}", expires):
         return False
@@ -878,8 +878,6 @@ DUMMY_PASSWORD_HASH = f"scrypt${'$'.join(map(str, SCRYPT_COST))}${'A' * 22}${'A'
 
 
 def _scrypt(password: str, salt: bytes, cost: tuple[int, ...]) -> bytes:
-    if not hasattr(hashlib, "scrypt"):
-        raise RuntimeError("this Python was built without scrypt (OpenSSL 1.1 or later)")
     secret, (n, r, p) = _utf8(password), cost
     return hashlib.scrypt(secret, salt=salt, n=n, r=r, p=p, maxmem=SCRYPT_MAX_MEMORY, dklen=32)
 
@@ -893,7 +891,7 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none.
+    """Return whether `stored` is the password's hash; another form of value (`!`) fits none.
 
     Accounts that were imported have Django's PBKDF2 hashes, `pbkdf2_sha256$rounds$salt$base64`.
     """
@@ -1009,7 +1007,7 @@ def _multiply_and_add(u1: int, u2: int, key: PublicKey) -> Jacobian:
 
 
 def verify_es256(public_key: PublicKey | str | bytes, message: bytes, signature: bytes) -> bool:
-    """Tell whether `signature` (r‖s, 64 bytes, RFC 7518 section 3.4) is the key's on `message`.
+    """Return whether `signature` (r‖s, 64 bytes, RFC 7518 section 3.4) is the key's on `message`.
 
     The key is PEM or parsed; PEM that does not parse is a `ValueError`. The steps are those of
     FIPS 186-5, section 6.4.2.
@@ -1151,7 +1149,7 @@ class Grant(NamedTuple):
     id: str = ""  # under which its uses are counted
 
     def covers(self, scope: str, path: str) -> bool:
-        """Tell whether the token is for this at a path, which is without percent-encoding.
+        """Return whether the token is for this at a path, which is without percent-encoding.
 
         >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
         [True, True, False]
@@ -1239,7 +1237,7 @@ OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
-    """Tell whether the principal may call a route of this access."""
+    """Return whether the principal may call a route of this access."""
     if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
         return True
     if access is Access.USER:
@@ -2358,7 +2356,7 @@ def _run_units(trun: _Span, usual: int) -> int:
     if not flags & 0x100:
         return int(count * usual)
     start = 8 + 4 * (flags & 1) + (flags & 4)
-    width = bin(flags >> 8 & 15).count("1")  # numbers a sample, of which the first one is wanted
+    width = (flags >> 8 & 15).bit_count()  # numbers a sample, of which the first one is wanted
     samples = struct.iter_unpack(f">I{4 * width - 4}x", trun.read(start, 4 * width * count))
     return sum(units for (units,) in samples)
 
@@ -16438,7 +16436,7 @@ def shown_json(item: GalleryItem) -> list[Any]:
 
 
 def matches_search(item: GalleryItem, words: Sequence[str]) -> bool:
-    """Tell whether an item's path and camera have all these case-folded words."""
+    """Return whether an item's path and camera have all these case-folded words."""
     if not words:
         return True
     text = (
