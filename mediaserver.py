@@ -1423,8 +1423,10 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             expires, user_id, subject, reads, *session = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
-                return Principal("view", user_id, subject, permissions, cookie=signature, **about)
+                return Principal(
+                    "view", user_id, subject, permissions, issued=expires - VIEW_SECONDS,
+                    session="".join(session), cookie=signature,
+                )  # fmt: skip
     return ANONYMOUS
 
 
