@@ -1360,8 +1360,8 @@ def parse_bearer(authorization: str | None) -> str | None:
     return token.lstrip(" ")
 
 
-def _bearer_principal(token: str, keys: AuthConfig, now: float) -> Principal:
-    if equals_secret(token, keys.settings.auth_token):
+def _bearer_principal(token: str, auth: AuthConfig, now: float) -> Principal:
+    if equals_secret(token, auth.settings.auth_token):
         return OWNER
     if " " in token:
         detail = "The Authorization header has more than one token."
@@ -1369,32 +1369,32 @@ def _bearer_principal(token: str, keys: AuthConfig, now: float) -> Principal:
     if token.count(".") != 2:
         detail = "The bearer is neither the owner's key (AUTH_TOKEN) nor a JSON Web Token."
         raise TokenError(detail)
-    principal = keys.tokens.get(token, now)
+    principal = auth.tokens.get(token, now)
     if principal is None:
-        hs256_key = keys.settings.jwt_signing_key
-        claims = verify_jwt(token, hs256_key=hs256_key, es256_key=keys.public_key, now=now)
+        hs256_key = auth.settings.jwt_signing_key
+        claims = verify_jwt(token, hs256_key=hs256_key, es256_key=auth.public_key, now=now)
         principal = principal_of_claims(claims)
-        keys.tokens.put(token, principal, _time_claim(claims, "exp") or now)
+        auth.tokens.put(token, principal, _time_claim(claims, "exp") or now)
     return principal
 
 
 def recall_principal(
-    authorization: str | None, cookies: str, keys: AuthConfig, now: float
+    authorization: str | None, cookies: str, auth: AuthConfig, now: float
 ) -> Principal | None:
     """Return who makes a request if that costs nothing to tell, and is no account; else None.
 
     A bearer has to be the owner's, or one whose signature was verified before; whether a cookie
     was ended stands in the index.
     """
-    if keys.settings.auth_disabled:
+    if auth.settings.auth_disabled:
         return DEMO
     if authorization is None:
         return None if cookies else ANONYMOUS
     with contextlib.suppress(TokenError):
         if token := parse_bearer(authorization):
-            if equals_secret(token, keys.settings.auth_token):
+            if equals_secret(token, auth.settings.auth_token):
                 return OWNER
-            principal = keys.tokens.get(token, now)
+            principal = auth.tokens.get(token, now)
             return principal if principal and principal.user_id is None else None
     return None
 
@@ -1430,11 +1430,11 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     return ANONYMOUS
 
 
-def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principal:
+def _query_token_principal(token: str, auth: AuthConfig, now: float) -> Principal:
     """Return who comes with `?token=`: an uploader, or the bearer of a scoped token."""
     if token.count(".") == 2:
-        return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
-    settings = keys.settings
+        return Principal("scoped", grant=verify_grant(token, auth.scoped_key, now))
+    settings = auth.settings
     verify_upload_token(token, settings.media_server_secret, now, settings.token_expiry_seconds)
     if settings.upload_tokens != "all":
         raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
@@ -1452,7 +1452,7 @@ def principal_of_grant(grant: Grant, method: str, path: str) -> Principal:
 
 
 def find_principal(
-    authorization: str | None, upload_token: str | None, keys: AuthConfig, now: float,
+    authorization: str | None, upload_token: str | None, auth: AuthConfig, now: float,
     *, cookies: str = "",
 ) -> Principal:  # fmt: skip
     """Return who makes a request, from its `Authorization`, `?token=` and `Cookie`.
@@ -1462,20 +1462,20 @@ def find_principal(
     A bearer decides over an upload token. Whether an account is disabled is for the caller to look
     up.
     """
-    if keys.settings.auth_disabled:
+    if auth.settings.auth_disabled:
         return DEMO
     try:
         bearer = parse_bearer(authorization)
         uploader = None
         if upload_token is not None:
-            uploader = _query_token_principal(upload_token, keys, now)
+            uploader = _query_token_principal(upload_token, auth, now)
         if bearer is not None:
-            return _bearer_principal(bearer, keys, now)
+            return _bearer_principal(bearer, auth, now)
     except TokenError as error:
         raise Unauthorized(error) from None
     if uploader is not None:
         return uploader
-    return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+    return verify_view(cookies, auth.view_key, now) if cookies else ANONYMOUS
 
 
 # ======================================================================================
@@ -11731,7 +11731,7 @@ class App:
         self.scanner = Scanner(index, scanned, self.renditions, progress, quiet=settings.quiet)
         self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
-        self.keys = AuthConfig(settings, read_public_key(settings))
+        self.auth = AuthConfig(settings, read_public_key(settings))
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
         lifetime = settings.upload_expiry_seconds
@@ -12790,7 +12790,7 @@ class Application(Service):
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
-            request.head.authorization, token, app.keys, time.time(), cookies=cookies
+            request.head.authorization, token, app.auth, time.time(), cookies=cookies
         )
         if principal.user_id:
             known = app.index.users.present(principal)
@@ -12922,7 +12922,7 @@ class Application(Service):
     def _recall(self, head: RequestHead, access: Access) -> Principal | None:
         """Return who makes a request, if that is remembered and has the access."""
         app, cookies = self.app, head.headers.get("cookie", "")
-        known = recall_principal(head.authorization, cookies, app.keys, time.time())
+        known = recall_principal(head.authorization, cookies, app.auth, time.time())
         if known is None or not allows(access, known, app.settings.read_auth_enabled):
             return None
         return known
@@ -15489,7 +15489,7 @@ def get_health(app: App, request: Request) -> Response:
 @SYSTEM.route("POST", "/session", BEARER, {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
-    value = sign_view(request.principal, app.keys.view_key, time.time())
+    value = sign_view(request.principal, app.auth.view_key, time.time())
     cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
     return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
@@ -15498,7 +15498,7 @@ def start_session(app: App, request: Request) -> Response:
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     now, cookies = time.time(), request.headers.get("cookie", "")
-    viewer = verify_view(cookies, app.keys.view_key, now)
+    viewer = verify_view(cookies, app.auth.view_key, now)
     if viewer.cookie and not app.settings.read_only:
         end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
         app.index.token_uses.take(end, now)

@@ -2127,7 +2127,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
     settings = settings_of(f"--storage_dir={tmp_path}", "--read_auth_enabled=true")
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
-        once = scoped("read", uses=1, key=app.keys.scoped_key)
+        once = scoped("read", uses=1, key=app.auth.scoped_key)
         application = ms.Application(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
         running.port = running.socket.getsockname()[1]
