@@ -3380,7 +3380,7 @@ class Format(NamedTuple):
     mime_type: str
     others: str = ""  # extensions of such files
     uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
-    start: bytes = b""  # a pattern; none where `_identify` has another way, or the parser tells
+    start: bytes = b""  # a pattern; none where `sniff` has another way, or the parser tells
     parse: Callable[[_Span, _Draft], None] = lambda file, draft: None
 
 
@@ -3457,7 +3457,7 @@ def formats_for(use: str) -> frozenset[str]:
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
-def _identify(head: bytes) -> Format | None:
+def sniff(head: bytes) -> Format | None:
     """Return the format of the file that starts so."""
     if match := _START.match(head):
         return _KNOWN_STARTS[(match.lastindex or 0) - 1]
@@ -3483,7 +3483,7 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     if not head:
         file.seek(0)
         head = file.read(HEAD_BYTES)
-    known = _identify(head[:HEAD_BYTES])
+    known = sniff(head[:HEAD_BYTES])
     if known is None:
         return None
     draft = _Draft(known.extension)
