@@ -3779,12 +3779,16 @@ class File(NamedTuple):
 
 SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes to
 FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
-MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centuries
+
+
+def clamp(number: int) -> int:
+    """Return the nearest number that SQLite can hold and compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
 
 
 def state_of(status: os.stat_result) -> FileState:
     """Return size, mtime_ns and ctime of a file; another state is another content."""
-    return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
+    return status.st_size, clamp(status.st_mtime_ns), status.st_ctime  # a clock may be far off
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
@@ -4998,11 +5002,6 @@ class MediaRecords(OwnedTable[MediaRecord]):
         """Forget a record; return the path of its file, if it had one."""
         path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", key, db=db)
         return [path] if path else []
-
-
-def clamp(number: int) -> int:
-    """Return the nearest number that SQLite can compare with."""
-    return max(-MAX_BYTES, min(number, MAX_BYTES))
 
 
 class Entities(Table):
