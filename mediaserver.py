@@ -8956,50 +8956,31 @@ _REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 _FIELD_LINE = re.compile(rf"^({_TOKEN}):([\t\x20-\x7e\x80-\xff]*)(?:\r\n|\Z)", re.MULTILINE)
 
 
-class Headers:
-    """The header fields of a message: immutable, in order, found by lower-case name.
-
-    Values are the field's bytes as Latin-1, without the white space around them.
-
-    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ").get("accept")
-    'a, b'
-    """
-
-    __slots__ = ("_pairs", "_values", "get")
-
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple([(name.lower(), value.strip(" \t")) for name, value in pairs])
-        self._values = dict(self._pairs)
-        if len(self._values) != len(self._pairs):  # joined by commas (RFC 9110 §5.3)
-            self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
-        self.get = self._values.get  # the value, or what is given instead
-
-    def get_all(self, name: str) -> tuple[str, ...]:
-        """Return the value of each field line of that name, in order."""
-        return tuple(value for key, value in self._pairs if key == name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def items(self) -> tuple[tuple[str, str], ...]:
-        """Return (lower-case name, value) of each field line, in order."""
-        return self._pairs
+Headers = Mapping[str, str]  # by lower-case name; values are the field's bytes as Latin-1
 
 
 def parse_fields(block: bytes) -> Headers:
     """Parse field lines with CRLF between, not after, them (RFC 9112 §5); 400 or 431 if refused.
 
+    Those of one name are joined by commas (RFC 9110 §5.3), without the white space around each.
     White space before the colon, folded lines, bare LF, and controls in values are refused.
+
+    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ")
+    {'accept': 'a, b'}
     """
     if not block:
-        return Headers()
+        return {}
     breaks = block.count(b"\n")
     if breaks >= MAX_FIELDS:
         raise HTTPError(431, f"There are more than {MAX_FIELDS} header fields.")
     lines = _FIELD_LINE.findall(block.decode("latin-1"))
     if len(lines) != breaks + 1:
         raise HTTPError(400, "A header field is malformed.")
-    return Headers(lines)
+    fields: dict[str, str] = {}
+    for name, text in lines:
+        key, value = name.lower(), text.strip(" \t")
+        fields[key] = f"{fields[key]}, {value}" if key in fields else value
+    return fields
 
 
 # -- Request heads -----------------------------------------------------------------------
@@ -9152,7 +9133,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
-        is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(dict(headers.items())),
+        is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
     )
 
 
@@ -9163,12 +9144,12 @@ _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.
 
 def _parse_host(headers: Headers, version: tuple[int, int]) -> str:
     """Return the Host field; exactly one, valid, is a must in HTTP/1.1 (RFC 9112 §3.2)."""
-    hosts = headers.get_all("host")
-    if not hosts and version == (1, 0):
+    host = headers.get("host", "")
+    if "host" not in headers and version == (1, 0):
         return ""
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    if not _HOST.fullmatch(host):  # two are joined with a blank, which is in none
         raise HTTPError(400, "A request needs one valid Host header.")
-    return _check_host(hosts[0])
+    return _check_host(host)
 
 
 def _check_host(host: str) -> str:
@@ -11239,7 +11220,8 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
             digest.update(data)
             write_all(file, memoryview(data))
 
-        for text in batched(pieces()):
+        texts = pieces()
+        while text := "".join(itertools.islice(texts, LISTING_BATCH)):
             data = text.encode("utf-8", "replace")
             plain_size += len(data)
             write(compressor.compress(data) if compressor else data)
@@ -11292,12 +11274,6 @@ class Catalogues:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = found
             return found
-
-
-def batched(pieces: Iterator[str]) -> Iterator[str]:
-    """Yield pieces of text joined to larger ones."""
-    while text := "".join(itertools.islice(pieces, LISTING_BATCH)):
-        yield text
 
 
 class HotFile:
@@ -12199,9 +12175,12 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     if spec.upload and not has_upload and values.get(spec.upload.name):
         problems.append(no_file(spec.upload))
-    where = "body"
-    if spec.wrapper and spec.wrapper in values:
-        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    where, wrapper = "body", spec.wrapper
+    if wrapper and wrapper in values:
+        values, where = values[wrapper], f"body/{wrapper}"
+        if not isinstance(values, dict):
+            problem = ("must be an object", "model_attributes_type")
+            raise ValidationError(FieldError("body", wrapper, *problem))
     fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
@@ -12239,16 +12218,6 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
 
 
 JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
-
-
-def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
-    """Return the object that is the member `wrapper` of a JSON object."""
-    inner = values[wrapper]
-    if not isinstance(inner, dict):
-        raise ValidationError(
-            FieldError("body", wrapper, "must be an object", "model_attributes_type")
-        )
-    return inner
 
 
 class FormBody(BodyReader):
@@ -12614,25 +12583,20 @@ def multirange_response(
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
-    errno.EDQUOT: (507, "The disk quota is used up."),
-    errno.EFBIG: (507, "The file system takes no file of this size."),
-    errno.EROFS: (503, "The storage folder cannot be written to."),
-    errno.EACCES: (503, "The storage folder cannot be written to."),
-    errno.EPERM: (503, "The storage folder cannot be written to."),
-    errno.ENOENT: (503, "The storage folder is not there."),
-    errno.ENOTDIR: (503, "The storage folder is not there."),
-    errno.ELOOP: (503, "The storage folder is not there."),
-    errno.ENODEV: (503, "The storage folder is not there."),
-    errno.ESTALE: (503, "The storage folder is not there."),
-    errno.ENOTCONN: (503, "The storage folder is not there."),  # FUSE without its program
-    errno.EIO: (503, "The disk does not answer."),
-    errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
-    errno.EHOSTDOWN: (503, "The disk does not answer."),
-    errno.EHOSTUNREACH: (503, "The object store does not answer."),
-    errno.EMFILE: (503, "Too many files are open."),
-    errno.ENFILE: (503, "Too many files are open."),
-}
+    number: (status, detail)
+    for status, detail, *numbers in (
+        (507, "The disk is full, but for what RESERVE_BYTES keeps.", errno.ENOSPC),
+        (507, "The disk quota is used up.", errno.EDQUOT),
+        (507, "The file system takes no file of this size.", errno.EFBIG),
+        (503, "The storage folder cannot be written to.", errno.EROFS, errno.EACCES, errno.EPERM),
+        (503, "The storage folder is not there.", errno.ENOENT, errno.ENOTDIR, errno.ELOOP,
+         errno.ENODEV, errno.ESTALE, errno.ENOTCONN),  # the last: FUSE without its program
+        (503, "The disk does not answer.", errno.EIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
+        (503, "The object store does not answer.", errno.EHOSTUNREACH),
+        (503, "Too many files are open.", errno.EMFILE, errno.ENFILE),
+    )
+    for number in numbers
+}  # fmt: skip
 
 
 def add_vary(headers: dict[str, str], name: str) -> None:
@@ -15602,6 +15566,8 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
+    logins = (number for number, item in enumerate(ROUTES, 1) if item.handler is login)
+    failed_logins = sum(meter.answers(number).get(401, 0) for number in logins)
     build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
     return [
         ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
@@ -15626,7 +15592,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
          count_renditions(app.thumbnails)),
         ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
          app.thumbnails.restarts[0]),
-        ("failed_logins_total", "counter", "logins refused", count_failed_logins(meter)),
+        ("failed_logins_total", "counter", "logins refused", failed_logins),
         ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
         ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
         ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
@@ -15642,12 +15608,6 @@ def count_renditions(thumbnails: Thumbnails) -> Samples:
     for kind, (count, nanoseconds) in thumbnails.decoding.items():
         yield f'_sum{{kind="{kind}"}}', nanoseconds / 1e9
         yield f'_count{{kind="{kind}"}}', count
-
-
-def count_failed_logins(meter: Meter) -> int:
-    """Return how many logins were refused."""
-    routes = [number for number, item in enumerate(ROUTES, 1) if item.handler is login]
-    return sum(meter.answers(number).get(401, 0) for number in routes)
 
 
 def label_routes() -> Iterator[tuple[int, str]]:

@@ -5893,7 +5893,7 @@ def status_of(call: Callable[..., object], *arguments: object) -> int:
 
 
 def headers(**fields: str) -> ms.Headers:
-    return ms.Headers((name.replace("_", "-"), value) for name, value in fields.items())
+    return {name.replace("_", "-"): value for name, value in fields.items()}
 
 
 # -- Heads
@@ -5901,16 +5901,9 @@ def headers(**fields: str) -> ms.Headers:
 
 def test_fields_are_found_by_lower_case_name_and_joined_in_order() -> None:
     fields = ms.parse_fields(b"Accept:a\r\nX-Empty:\r\nACCEPT: \t b \t\r\nName: caf\xc3\xa9")
-    assert fields.get("accept") == "a, b"
-    assert fields.get_all("accept") == ("a", "b")
-    assert fields.get("x-empty", "no") == ""
-    assert fields.get("name") == "caf\xc3\xa9"
-    assert fields.get("missing") is None
-    assert fields.get("missing", "no") == "no"
-    assert "name" in fields and "Name" not in fields
-    assert len(fields.items()) == 4
-    assert fields.items()[0] == ("accept", "a")
-    assert ms.parse_fields(b"").items() == ()
+    assert fields == {"accept": "a, b", "x-empty": "", "name": "caf\xc3\xa9"}
+    assert list(fields) == ["accept", "x-empty", "name"]
+    assert ms.parse_fields(b"") == {}
 
 
 @pytest.mark.parametrize(
@@ -5930,7 +5923,7 @@ def test_a_malformed_field_is_400(block: bytes) -> None:
 
 
 def test_a_hundred_fields_are_taken_and_one_more_is_431() -> None:
-    assert ms.parse_fields(b"\r\n".join([b"A: b"] * 100)).get_all("a") == ("b",) * 100
+    assert ms.parse_fields(b"\r\n".join([b"A: b"] * 100)) == {"a": ", ".join("b" * 100)}
     assert status_of(ms.parse_fields, b"\r\n".join([b"A: b"] * 101)) == 431
 
 
