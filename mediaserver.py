@@ -9963,6 +9963,9 @@ class FileSlice:
         self.count = count
         self.before = before
 
+    def __len__(self) -> int:
+        return len(self.before) + self.count
+
     def fetch(self, source: SlowReader) -> None:
         """Put the next bytes of a slow source behind what goes before."""
         piece = source.read_at(self.offset, self.count)
@@ -9995,7 +9998,7 @@ Segment = bytes | memoryview | FileSlice
 
 
 class Response:
-    """An answer; `body` is bytes, or segments with their `length` together."""
+    """An answer; `body` is bytes, or segments."""
 
     __slots__ = (
         "body", "headers", "length", "prepared", "principal", "resource", "route", "status",
@@ -10005,15 +10008,13 @@ class Response:
         self,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
-        body: bytes | Iterable[Segment] = b"",
-        *,
-        length: int = 0,
+        body: bytes | Sequence[Segment] = b"",
         resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
-        self.length = len(body) if isinstance(body, bytes) else length
+        self.length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         self.resource = resource  # closed when the answer is over
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
@@ -10029,7 +10030,7 @@ class Response:
 
     def again(self, principal: str) -> Response:
         """Return a prepared answer for somebody else."""
-        response = Response(self.status, None, self.body, length=self.length)
+        response = Response(self.status, None, self.body)
         response.prepared, response.route = self.prepared, self.route
         response.principal = principal
         return response
@@ -10339,7 +10340,7 @@ class Connection:
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
             segment.before = memoryview(segment.before)[sent:]
-            return segment if segment.count or segment.before else None
+            return segment if len(segment) else None
         assert isinstance(segment.file, io.FileIO)
         count = min(segment.count, SEND_BYTES)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
@@ -11026,8 +11027,9 @@ class Family(NamedTuple):
         path, *others = [path] if isinstance(path, str) else path
 
         def declare(handler: Handler) -> Handler:
-            about = (method, path, access, self, summary or summary_of(handler), answers, handler)
-            ROUTES.append(Route(*about, **more, aliases=tuple(others)))
+            said = summary or summary_of(handler)
+            declared = Route(method, path, access, self, said, answers, handler, **more)
+            ROUTES.append(declared._replace(aliases=tuple(others)))
             return handler
 
         return declare
@@ -11231,9 +11233,10 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
             content = write_json(file, pieces, zipped=False)
         else:
             write(compressor.flush() if compressor else b"")
-            coding = "gzip" if compressor else ""
-            about = (file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache")
-            content = Content(file, *about, encoding=coding)
+            content = Content(
+                file, file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache",
+                encoding="gzip" if compressor else "",
+            )  # fmt: skip
     return content
 
 
@@ -11315,11 +11318,12 @@ class HotFile:
         """Return the status of an answer that can be put together once; 0: it has to be made."""
         if head.is_plain:
             return 200 if head.method == "GET" and self.is_small else 0
-        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        headers, etag, modified = head.headers, self.content.etag, self.content.last_modified
         if "range" in headers or "origin" in headers or head.version == (1, 0):
             return 0
-        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
-        return 0 if usual else 304
+        if precondition_failed(headers, etag, modified):
+            return 0
+        return 304 if not_modified(headers, etag, modified) else 0
 
 
 def hot_state(status: os.stat_result) -> tuple[int, ...]:
@@ -11357,8 +11361,10 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
         "entities": settings.media_storage_dir,
     }
     apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-    keys = settings.aws_access_key_id, settings.aws_secret_access_key
-    signer = Signer(*keys, settings.aws_region, token=settings.aws_session_token)
+    signer = Signer(
+        settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region,
+        token=settings.aws_session_token,
+    )  # fmt: skip
     store = S3Client(settings.aws_endpoint_url, signer)
     buffers, folders = WriteBuffers(), dict[str, Folder]()
     for name, place in places.items():
@@ -11441,8 +11447,9 @@ class ResumableUploads:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
         folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
-        row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
-        opened = OpenUpload(*row)
+        opened = OpenUpload(
+            id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry()
+        )
         folder.make_file(self._name(opened))
         if not self.rows.add(opened, MAX_OPEN_UPLOADS):
             folder.unlink(self._name(opened))
@@ -12538,12 +12545,13 @@ def content_response(
     headers, fields, ranges = head.headers, dict(known or content.headers()), None
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
-        about = (content.etag, content.last_modified)
-        check_preconditions(headers, *about)
-        if not_modified(headers, *about):
+        etag, modified = content.etag, content.last_modified
+        check_preconditions(headers, etag, modified)
+        if not_modified(headers, etag, modified):
             return Response(304, fields, resource=held)
         # Ranges are defined for GET alone (§14.2).
-        if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
+        is_part = "range" in headers and head.method == "GET"
+        if is_part and if_range_holds(headers, etag, modified):
             ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
@@ -12553,12 +12561,11 @@ def content_response(
         return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
-        return Response(200, fields, body, length=content.size, resource=held)
+        return Response(200, fields, body, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
-        body, length = [*content.cut(first, last)], last + 1 - first
-        return Response(206, fields, body, length=length, resource=held)
+        return Response(206, fields, [*content.cut(first, last)], held)
     return multirange_response(content, fields, ranges)
 
 
@@ -12567,17 +12574,15 @@ def multirange_response(
 ) -> Response:
     """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
-    length, parts = 0, list[Segment]()
+    parts: list[Segment] = []
     for first, last in ranges:
         about = f"Content-Type: {content.mime_type}\r\n"
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
-        head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
-        length += len(head) + last + 1 - first
-        parts += content.cut(first, last, head)
-    parts.append(end := f"\r\n--{boundary}--\r\n".encode())
+        parts += content.cut(first, last, f"\r\n--{boundary}\r\n{about}\r\n".encode())
+    parts.append(f"\r\n--{boundary}--\r\n".encode())
     fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
     held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, parts, length=length + len(end), resource=held)
+    return Response(206, fields, parts, held)
 
 
 # -- The application ---------------------------------------------------------------------
@@ -13159,11 +13164,11 @@ def file_response(
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
     name = posixpath.basename(file.path)
-    about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
+    content = Content(b"", file.size, asset.mime_type, file.sha256, modified, rule, name)
     if isinstance(folder, Bucket) and not folder.is_local(file.path):
         reader = folder.stream(file)
         with app.disk(file.root):
-            return object_response(request, Content(reader, *about), reader)
+            return object_response(request, content._replace(source=reader), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -13177,7 +13182,7 @@ def file_response(
         small = file.size <= HOT_FILE_BYTES
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
-        content = Content(held, *about, internal)
+        content = content._replace(source=held, internal=internal)
         hot = None if by_link else remember_hot(request, file, content, status)
         response = content_response(request.head, content, hot.fields if hot else None)
         if not small:
@@ -14310,9 +14315,9 @@ def list_collections(app: App, request: Request) -> Response:
 @ACCOUNTS.route("POST", COLLECTION_PATHS, USER, {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
-    now, values = time.time(), request.fields
-    about = (values["name"], values.get("description"))
-    collection = Collection(str(uuid.uuid4()), caller(request), *about, now, now)
+    now, key, values = time.time(), str(uuid.uuid4()), request.fields
+    name, description = values["name"], values.get("description")
+    collection = Collection(key, caller(request), name, description, now, now)
     app.index.write(lambda db: app.index.collections.put(db, collection))
     return json_response(collection_json(collection), 201)
 
@@ -14386,8 +14391,11 @@ def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> 
     """Return a new record that shows a file of the library or the entities."""
     key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
     kind = asset.facts.kind if asset.facts else "image"
-    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
-    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
+    return MediaRecord(
+        key, user_id, name[:MAX_TITLE_LENGTH], kind, file.size, path=None, note=None,
+        description=None, collection_id=collection_id, created_at=now, updated_at=now,
+        sha256=asset.sha256,
+    )  # fmt: skip
 
 
 # -- Entities: versioned media entities --------------------------------------------------
@@ -16675,8 +16683,7 @@ def download_items(app: App, request: Request) -> Response:
         "Content-Disposition": content_disposition_attachment(f"{gallery_name(app)}.zip"),
         **NO_STORE,
     }
-    body = [FileSlice(reader, 0, reader.size)]
-    return Response(200, headers, body, length=reader.size, resource=reader)
+    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader)
 
 
 def choose_files(app: App, request: Request) -> list[Zipped]:
@@ -20377,8 +20384,8 @@ class RecordImporter:
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
         owner, name, description = self._owner(row["user"]), row["name"], row["description"]
-        times = read_time(row["created_at"]), read_time(row["updated_at"])
-        collection = Collection(id, owner, name, description, *times)
+        made, changed = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, name, description, made, changed)
         self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 

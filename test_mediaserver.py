@@ -6965,7 +6965,7 @@ class EchoService:
         if head.path == "/file":
             source = io.FileIO(self.path)
             body = [ms.FileSlice(source, 0, self.size)]
-            return ms.Response(200, {}, body, length=self.size, resource=source)
+            return ms.Response(200, {}, body, source)
         return echo if head.has_body else echo.finish()
 
     def inline(self, head, turn):
