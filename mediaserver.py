@@ -9920,7 +9920,7 @@ LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
 LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
-FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
+LAST_REQUEST_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
 # Threads for each kind of work, so that none keeps those of another waiting. Short requests have
 # one: threads that pass the GIL around slow each other down (measured, short GETs a second on 16
@@ -10142,8 +10142,8 @@ class Connection:
 
     __slots__ = (
         "after", "began", "body", "collected", "counted", "deadline", "deferred", "descriptor",
-        "dropped", "due", "event", "exchange", "failure", "head", "latest", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "socket", "state",
+        "dropped", "due", "event", "exchange", "failure", "head", "latest", "limits", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "socket", "state",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -10163,7 +10163,7 @@ class Connection:
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
         self.deferred: Deferred | None = None  # what gives the answer
-        self.shares: dict[Shares, str] = {}  # in which it counts, for which client
+        self.limits: dict[ClientLimit, str] = {}  # in which it counts, for which client
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: HTTPError | None = None  # that ended the body
         self.response: Response | None = None
@@ -10282,7 +10282,7 @@ class Connection:
         """Set out to answer a request; one that is not here `whole` is the connection's last."""
         if response.resource is not None:
             try:
-                self.take_share(self.server.downloads)
+                self.acquire(self.server.downloads)
             except HTTPError as error:
                 response.close()
                 response = self.error(error)
@@ -10340,7 +10340,7 @@ class Connection:
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
             segment.before = memoryview(segment.before)[sent:]
-            return segment if len(segment) else None
+            return segment if segment.count or segment.before else None
         assert isinstance(segment.file, io.FileIO)
         count = min(segment.count, SEND_BYTES)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
@@ -10350,18 +10350,18 @@ class Connection:
         segment.count -= sent
         return segment if segment.count else None
 
-    def take_share(self, shares: Shares) -> None:
+    def acquire(self, limit: ClientLimit) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
-        if shares not in self.shares and self.head is not None:
+        if limit not in self.limits and self.head is not None:
             client = self.server.service.client_of(self.head, self.peer)
-            shares.take(client)
-            self.shares[shares] = client
+            limit.acquire(client)
+            self.limits[limit] = client
 
-    def give_back_shares(self) -> None:
+    def release_all(self) -> None:
         """Count no more for the client."""
-        while self.shares:
-            shares, client = self.shares.popitem()
-            shares.give_back(client)
+        while self.limits:
+            limit, client = self.limits.popitem()
+            limit.release(client)
 
     def finish(self) -> None:
         """Forget the request, which has been answered or whose client is gone."""
@@ -10373,8 +10373,8 @@ class Connection:
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
-        if self.shares:
-            self.give_back_shares()
+        if self.limits:
+            self.release_all()
         if exchange is not None:
             exchange.abandon()
 
@@ -10397,7 +10397,7 @@ class Connections:
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = most
-        self.landed_at = -math.inf  # idle ones may begin a request for a while after this
+        self.returned_at = -math.inf  # idle ones may begin a request for a while after this
         self._selector = selector
         self._on_flight = on_flight
         self._lock = threading.Lock()
@@ -10433,7 +10433,7 @@ class Connections:
         connection.counted = count
         if WORKING in (state, connection.state):
             if wait:
-                self.landed_at = time.monotonic()
+                self.returned_at = time.monotonic()
             self.in_flight += 1 if state is WORKING else -1
             self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
@@ -10519,7 +10519,7 @@ class Workers:
                 others.submit(self._jobs.get_nowait())
 
 
-class Shares:
+class ClientLimit:
     """Bounds what takes long: of one client, and of all together."""
 
     def __init__(self, what: str, most: int, each: int) -> None:
@@ -10530,7 +10530,7 @@ class Shares:
         self._all = 0
         self._clients: Counter[str] = Counter()
 
-    def take(self, client: str) -> None:
+    def acquire(self, client: str) -> None:
         """Count one more; 429 or 503 where there are too many."""
         with self._lock:
             if self._clients[client] >= self._each:
@@ -10541,7 +10541,7 @@ class Shares:
             self._clients[client] += 1
             self._all += 1
 
-    def give_back(self, client: str) -> None:
+    def release(self, client: str) -> None:
         """Count one less for a client."""
         with self._lock:
             self._all -= 1
@@ -10605,14 +10605,14 @@ class Runner:
 
     def _hand_over(self, connection: Connection) -> None:
         """Have a thread go on with a connection."""
-        workers, handed_on = self._choose(connection), connection.state is WORKING
+        workers, handed_on = self._choose_workers(connection), connection.state is WORKING
         self._connections.enter(connection, WORKING)
         proceed = functools.partial(self.proceed, workers=workers)
         workers.submit(functools.partial(self.step, connection, proceed))
         if handed_on:
             self._server.wake()  # to see whether the thread for short requests is held up
 
-    def _choose(self, connection: Connection) -> Workers:
+    def _choose_workers(self, connection: Connection) -> Workers:
         if connection.response is not None:
             return self.pools["answer"]
         if connection.deferred is not None:
@@ -10630,9 +10630,9 @@ class Runner:
         answered = False
         while connection.head or connection.response or connection.take_head():
             if connection.response is None:
-                awaited = self._answer(connection, workers) if workers else self._spare(connection)
-                if awaited:
-                    return awaited
+                wait = self._answer(connection, workers) if workers else self._inline(connection)
+                if wait:
+                    return wait
             state = connection.send(may_wait=workers is not None)
             if state is not IDLE:
                 return state
@@ -10655,9 +10655,9 @@ class Runner:
 
     def _answer(self, connection: Connection, workers: Workers) -> State | None:
         """Have a request answered; the state in which more of it, or others, are awaited."""
-        if self._choose(connection) is not workers:
+        if self._choose_workers(connection) is not workers:
             return WORKING
-        answer = self._ask(connection)
+        answer = self._call_service(connection)
         if answer is None:
             return BODY
         if isinstance(answer, Deferred):
@@ -10669,7 +10669,7 @@ class Runner:
         connection.begin(answer, whole=connection.skip_body())
         return None
 
-    def _spare(self, connection: Connection) -> State | None:
+    def _inline(self, connection: Connection) -> State | None:
         """Spare a thread what is cheap, or too much; WORKING where one is needed."""
         head = connection.head
         assert head is not None
@@ -10682,7 +10682,7 @@ class Runner:
             return WORKING
         return None
 
-    def _ask(self, connection: Connection) -> Answer | None:
+    def _call_service(self, connection: Connection) -> Answer | None:
         """Return the service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             return connection.deferred.work()
@@ -10708,9 +10708,9 @@ class Runner:
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        head, is_begun = connection.head, connection.received or connection.shares
+        head, is_begun = connection.head, connection.received or connection.limits
         if head is not None and head.expects_continue and not (is_begun or body.finished):
-            connection.take_share(self._server.bodies)  # RFC 9110 §10.1.1
+            connection.acquire(self._server.bodies)  # RFC 9110 §10.1.1
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         data: bytes | memoryview | None = b""
         while data is not None:
@@ -10718,18 +10718,18 @@ class Runner:
                 if response := exchange.feed(piece):
                     return response
             if body.finished:
-                connection.give_back_shares()
+                connection.release_all()
                 return exchange.finish()
             patience = SOON_SECONDS if self.pools["body"].waiting else BODY_SECONDS
             data = connection.receive_body(self._buffers.body, patience)
-        connection.take_share(self._server.bodies)
+        connection.acquire(self._server.bodies)
         return exchange.pause()
 
 
 class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    parent: socket.socket | None = None  # readable when the supervisor is gone
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
 
@@ -10753,18 +10753,18 @@ class Server(ThreadingHTTPServer):
         for end in (self._alarm, self.wakeup):
             end.setblocking(False)
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        self.bodies = ClientLimit("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = ClientLimit("downloads are not over yet", most // 3, most // 6)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
         short, relief = self.runner.pools["short"], self.runner.pools["relief"]
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        if self.parent is not None:
+            self._selector.register(self.parent, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
-            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = LAST_REQUEST_SECONDS / 5 if self.stopping else poll_interval
             ready = self._selector.select(PATIENCE_SECONDS if short.waiting else patience)
             self.turn += 1
             for key, _ in ready:
@@ -10840,7 +10840,7 @@ class Server(ThreadingHTTPServer):
 
     def _accept(self, most: int = 64) -> None:
         """Take in who has come; where there are other workers, one a turn: the next is theirs."""
-        for _ in range(most if self.lifeline is None or self.stopping else 1):
+        for _ in range(most if self.parent is None or self.stopping else 1):
             try:
                 sock, address = self.socket.accept()
             except OSError as error:  # nobody is there, or is gone already
@@ -10873,11 +10873,11 @@ class Server(ThreadingHTTPServer):
             self._accept(LISTEN_BACKLOG)  # who came before the stop is answered, too
             self._selector.unregister(self.socket)
             self.socket.close()
-            connections.landed_at = now
+            connections.returned_at = now
         in_flight, held = connections.count()
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
-        if (in_flight or held) and now < connections.landed_at + FAREWELL_SECONDS:
+        if (in_flight or held) and now < connections.returned_at + LAST_REQUEST_SECONDS:
             return False
         for connection in held:
             if connection.state in (IDLE, HEAD):
@@ -11421,7 +11421,7 @@ class ResumableUploads:
         """Return an upload that has not expired."""
         return self.rows.get(id, time.time())
 
-    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+    def wait_until_saved(self, upload: OpenUpload) -> OpenUpload:
         """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
 
         Who asks has perhaps lost a connection whose last bytes are still being saved.
@@ -11934,7 +11934,7 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
 
 
-class Unfit(Exception):
+class BadValue(Exception):
     """A value is not what its field takes; its arguments are a FieldError's from `message` on."""
 
 
@@ -11949,7 +11949,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     try:
         if item.choices and value not in item.choices and value is not None:
             shown = str(value)[:MAX_SHOWN_CHARACTERS]
-            raise Unfit(f'"{shown}" is not a valid choice', "choice")
+            raise BadValue(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
@@ -11957,7 +11957,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
         if item.type == "hashes":
             return parse_hashes(value)
         return parse_text(item, value)
-    except Unfit as error:
+    except BadValue as error:
         problem = FieldError(where, item.name, *error.args)
         raise ValidationError(problem._replace(is_null=value is None)) from None
 
@@ -11965,37 +11965,37 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
 def parse_hashes(value: Any) -> list[str]:
     """Parse a list of hashes; they come out in lower case, each once, in their order."""
     if not isinstance(value, list) or len(value) > MAX_HASHES:
-        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+        raise BadValue(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
     for each in value:
         if not isinstance(each, str) or not SHA256.fullmatch(each):
-            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+            raise BadValue("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
     return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_text(item: Field, value: Any) -> str:
-    """Return the text of a field; Unfit for what is none, is blank, or too long or too short.
+    """Return the text of a field; BadValue for what is none, is blank, or too long or too short.
 
     Where it may be one, a number counts as its digits, as in Django: people send phone numbers so.
     """
     if item.type == "text" and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
-        raise Unfit("must be a string", "string_type")
+        raise BadValue("must be a string", "string_type")
     if refused := re.search("[\0\ud800-\udfff]", value):
         name = "Null" if refused[0] == "\0" else "Surrogate"
-        raise Unfit(f"{name} characters are not allowed.", "string_unicode")
+        raise BadValue(f"{name} characters are not allowed.", "string_unicode")
     shortest, longest = item.shortest, item.longest
     if not value and item.blank == "refused":
-        raise Unfit("may not be blank", "blank")
+        raise BadValue("may not be blank", "blank")
     if longest is not None and len(value) > longest:
-        raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
+        raise BadValue(f"must have at most {longest} characters", "string_too_long", longest)
     if len(value) < shortest:
-        raise Unfit(f"must have at least {shortest} characters", "string_too_short", shortest)
+        raise BadValue(f"must have at least {shortest} characters", "string_too_short", shortest)
     return value
 
 
 def parse_integer(value: Any) -> int:
-    """Return the integer that a value of JSON or of a form is; Unfit for another one."""
+    """Return the integer that a value of JSON or of a form is; BadValue for another one."""
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
@@ -12007,18 +12007,18 @@ def parse_integer(value: Any) -> int:
             return int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise Unfit("must be a whole number", problem)
+    raise BadValue("must be a whole number", problem)
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
-    """Return a number within its field's bounds, its ceiling at most; Unfit for one outside."""
+    """Return a number within its field's bounds, its ceiling at most; BadValue for one outside."""
     low, high = item.minimum, item.maximum
     if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
-        raise Unfit("is too large", "int_parsing_size")
+        raise BadValue("is too large", "int_parsing_size")
     if low is not None and number < low:
-        raise Unfit(f"must be at least {low}", "greater_than_equal", low)
+        raise BadValue(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
-        raise Unfit(f"must be at most {high}", "less_than_equal", high)
+        raise BadValue(f"must be at most {high}", "less_than_equal", high)
     return number if item.ceiling is None else min(number, item.ceiling)
 
 
@@ -12031,10 +12031,10 @@ def parse_flag(value: Any) -> bool:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, (str, int)):
-        raise Unfit("must be true or false", "bool_type")
+        raise BadValue("must be true or false", "bool_type")
     parsed = value if isinstance(value, bool) else FLAGS.get(str(value).lower())
     if parsed is None:
-        raise Unfit("must be true or false", "bool_parsing")
+        raise BadValue("must be true or false", "bool_parsing")
     return parsed
 
 
@@ -15425,7 +15425,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 @FILES.route("GET", "/files/{id}", TARGET, {200: "ResumableUpload", 412: "Error"})
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
-    upload = app.uploads.at_rest(find_upload(app, request, id))
+    upload = app.uploads.wait_until_saved(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers["Upload-Metadata"] = upload.metadata
@@ -20066,7 +20066,7 @@ class Result(NamedTuple):
     detail: str  # where it is, or why
 
 
-class NotTaken(Exception):
+class NotImported(Exception):
     """Something cannot be taken in; the text says why."""
 
 
@@ -20078,7 +20078,7 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
-    except NotTaken as error:
+    except NotImported as error:
         yield what, Result("failed", str(error))
     except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
@@ -20123,7 +20123,7 @@ def import_files(
         seen.add(name)
         yield name, Result("failed", "it cannot be read")
     why = "passed over: hidden, a link, beside .nomedia, or the server's own"
-    yield from tell_rest(Path(origin.path), seen, bool, why)
+    yield from report_rest(Path(origin.path), seen, bool, why)
 
 
 def folders_above(path: str) -> Iterator[str]:
@@ -20131,7 +20131,7 @@ def folders_above(path: str) -> Iterator[str]:
     return (path[: end + 1] for end, character in enumerate(path) if character == "/")
 
 
-def tell_rest(
+def report_rest(
     source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
 ) -> Iterator[tuple[str, Result]]:
     """Yield what else is in a source: wanted files, and folders of which nothing was seen."""
@@ -20333,7 +20333,7 @@ class RecordImporter:
         rows = itertools.chain.from_iterable(self._tables.values())
         named = {self._find(row.get("file") or row.get("file_path")) for row in rows}
         source, found = Path(self._origin.path), set(filter(None, named))
-        yield from tell_rest(source, found, is_media_name, "no record names it")
+        yield from report_rest(source, found, is_media_name, "no record names it")
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
@@ -20349,7 +20349,7 @@ class RecordImporter:
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
             hint = " (--join if that is the same person)" if taken == ["email"] else ""
-            raise NotTaken(f"{email}: another account has its {', '.join(taken)}{hint}")
+            raise NotImported(f"{email}: another account has its {', '.join(taken)}{hint}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20372,11 +20372,12 @@ class RecordImporter:
         return None if self._is_trial else self._index.write(apply)
 
     def _owner(self, id: int) -> int:
-        """Return the account of a user there; NotTaken where it is not certain who that is."""
+        """Return the account of a user there; NotImported where it is not certain who that is."""
         if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
             return id  # accounts are elsewhere, and tokens carry the id
         if id not in self._users:
-            raise NotTaken("whose it is, is not certain: take in the accounts' database with it")
+            problem = "whose it is, is not certain: take in the accounts' database with it"
+            raise NotImported(problem)
         return self._users[id]
 
     def _take_collection(self, row: Row) -> Result:
@@ -20416,7 +20417,7 @@ class RecordImporter:
                 self._index.media.hide(db, owner, id, times[1])
 
         self._write(put)
-        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+        return Result("new", f"{row['name']}: {self._describe_file(row.get('file'), path)}")
 
     def _take_entity(self, row: Row) -> Result:
         id, history = row["id"], self._history(row)
@@ -20439,7 +20440,7 @@ class RecordImporter:
             self._index.entities.adopt(db, versions)
 
         self._write(put)
-        told = f"{self._fate(row['file_path'], path)}, versions: {len(history)}"
+        told = f"{self._describe_file(row['file_path'], path)}, versions: {len(history)}"
         older = {each["file_path"] for each in history} - {None, row["file_path"]}
         if gone := sorted(name for name in older if not self._find(name)):
             told += f", of older ones {', '.join(gone)} is gone"
@@ -20457,9 +20458,9 @@ class RecordImporter:
 
     def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
-            raise NotTaken("another entity has its id here")
+            raise NotImported("another entity has its id here")
         if sha256 and (holder := self._index.entities.holder(sha256, db)):
-            raise NotTaken(f"entity {holder} has the same content")
+            raise NotImported(f"entity {holder} has the same content")
 
     def _take_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
@@ -20468,7 +20469,7 @@ class RecordImporter:
         placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
         return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
 
-    def _fate(self, name: str | None, path: str | None) -> str:
+    def _describe_file(self, name: str | None, path: str | None) -> str:
         return "without a file" if not name else path or f"its file {name} is gone"
 
     def _find(self, name: str | None) -> str | None:
@@ -20640,7 +20641,7 @@ class Shared(NamedTuple):
 class Supervisor:
     """Keeps forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
-    Their lifeline becomes readable when this process ends, however it ends, and so does the lock.
+    Their `parent` becomes readable when this process ends, however it ends; so does the lock.
     Signals are waited for, one after the other, as everything else is: no handler can come in
     between.
     """
@@ -20648,7 +20649,7 @@ class Supervisor:
     def __init__(self, shared: Shared, lock: io.FileIO) -> None:
         self._shared = shared
         self._watchdog = shared.watchdog
-        self._held, self._lifeline = socket.socketpair()
+        self._held, self._parent = socket.socketpair()
         self._lock = lock
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
@@ -20673,7 +20674,7 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _start(self, number: int) -> None:
-        work = functools.partial(run_server, self._shared, number, self._lifeline)
+        work = functools.partial(run_server, self._shared, number, self._parent)
         self._workers[fork_worker([self._held, self._lock], work)] = number
 
     def _reap(self) -> None:
@@ -20833,7 +20834,7 @@ def recover_files(app: App) -> None:
         app.index.set_meta("recovered", "1")
 
 
-def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None = None) -> bool:
+def run_server(shared: Shared, number: int = 0, parent: socket.socket | None = None) -> bool:
     """Serve on a listening socket until told to stop; worker 0 also scans.
 
     True where it was the index that ended it: it is to be opened anew.
@@ -20849,7 +20850,7 @@ def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None =
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings=settings)
     server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
-    server.lifeline = lifeline
+    server.parent = parent
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
     over, threads = threading.Event(), list[threading.Thread]()
@@ -20920,7 +20921,7 @@ def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
     server.on_hangup, server.on_orphaned = scan, leave
     signal.set_wakeup_fd(server.wakeup.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
+    signal.signal(signal.SIGINT, stop if server.parent is None else signal.SIG_IGN)
     # A handler in Python may come in between anything, itself too: this one leaves it to the loop.
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

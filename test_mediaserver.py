@@ -7000,7 +7000,7 @@ def bare_server(monkeypatch):
     set_patience(monkeypatch, DEADLINE)
     lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
     monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
-    for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
+    for name, value in {"MAX_IN_FLIGHT": 2, "LAST_REQUEST_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.socket.getsockname()[1]
@@ -7560,7 +7560,7 @@ def test_a_worker_that_fails_says_why(capfd):
 @pytest.mark.parametrize(("alone", "taken"), [(True, 3), (False, 1)])
 def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
-    bare.lifeline = None if alone else bare.socket
+    bare.parent = None if alone else bare.socket
     with bare.socket, contextlib.ExitStack() as stack:
         stack.callback(close_bare, bare)
         for _ in range(3):
