@@ -1742,7 +1742,8 @@ def test_access_is_the_contracts_table(access: ms.Access, allowed: str, name: st
     assert ms.allows(access, principal, True) is is_allowed
     assert ms.allows(access, principal, False) is (is_allowed or access is ms.Access.READ)
     if not is_allowed:
-        assert ms.refusal(access, principal).status == (401 if name == "anonymous" else 403)
+        refused = ms.refusal(access, principal)
+        assert refused.status == (401 if name == "anonymous" else 403)
 
 
 @pytest.mark.parametrize(
