@@ -10995,6 +10995,7 @@ class Route(NamedTuple):
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
+    number: int = 0  # from 1, for figures
     is_target: bool = False  # of resumable uploads for its family
     name: str = ""  # in the documentation, where it is another one than the handler's
     header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
@@ -11029,7 +11030,8 @@ class Family(NamedTuple):
         def declare(handler: Handler) -> Handler:
             said = summary or summary_of(handler)
             declared = Route(method, path, access, self, said, answers, handler, **more)
-            ROUTES.append(declared._replace(aliases=tuple(others)))
+            number = len(ROUTES) + 1
+            ROUTES.append(declared._replace(aliases=tuple(others), number=number))
             return handler
 
         return declare
@@ -12659,7 +12661,6 @@ class Application(Service):
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
-        self.numbers = {id(item): number for number, item in enumerate(routes, 1)}
         self._prompt = {item.path for item in routes if item.prompt}
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
@@ -12741,7 +12742,7 @@ class Application(Service):
         if not (item.reads or head.method in {"GET", "HEAD"}):
             self._need_writer()
         request.family, request.answer_headers = item.family
-        request.route = self.numbers[id(item)]
+        request.route = item.number
         request.need(item.access)
         if request.principal.grant:
             self._take_use(request, request.principal.grant, item)
@@ -15574,7 +15575,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
-    logins = (number for number, item in enumerate(ROUTES, 1) if item.handler is login)
+    logins = (item.number for item in ROUTES if item.handler is login)
     failed_logins = sum(meter.answers(number).get(401, 0) for number in logins)
     build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
     return [
@@ -15621,8 +15622,8 @@ def count_renditions(thumbnails: Thumbnails) -> Samples:
 def label_routes() -> Iterator[tuple[int, str]]:
     """Yield each route's number and labels; 0 is all that no route has answered."""
     yield 0, 'method="",route=""'
-    for number, item in enumerate(ROUTES, 1):
-        yield number, f'method="{item.method}",route="{item.path}"'
+    for item in ROUTES:
+        yield item.number, f'method="{item.method}",route="{item.path}"'
 
 
 def count_requests(meter: Meter) -> Samples:
@@ -16083,11 +16084,10 @@ def get_openapi(app: App, request: Request) -> Response:
 
 
 class Page(NamedTuple):
-    """A page as it is sent."""
+    """A page as it is sent; a browser keeps it and asks about it each time."""
 
+    headers: Mapping[str, str]
     body: bytes
-    etag: str  # weak, since it may be compressed
-    policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
@@ -16111,19 +16111,14 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
-
-
-def page_response(page: Page) -> Response:
-    """Answer with a page, which a browser keeps and asks about each time."""
     headers = {
         "Content-Type": HTML_TYPE,
-        "ETag": page.etag,
-        "Content-Security-Policy": page.policy,
+        "ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',  # weak: it may be compressed
+        "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",
         "Vary": "Accept, Accept-Language",
     }
-    return Response(200, headers, page.body)
+    return Page(headers, body)
 
 
 PAGE_STYLE = """
@@ -16395,7 +16390,7 @@ def docs_page() -> Page:
 @SYSTEM.route("GET", "/docs", OPEN, {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
-    return page_response(docs_page())
+    return Response(200, *docs_page())
 
 
 # -- The gallery: its data ---------------------------------------------------------------
@@ -18813,7 +18808,7 @@ def get_manifest(app: App, request: Request) -> Response:
 @SYSTEM.route("GET", "/gallery", OPEN, {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page, in the client's language."""
-    return page_response(gallery_page(choose_language(request.headers, TEXTS)))
+    return Response(200, *gallery_page(choose_language(request.headers, TEXTS)))
 
 
 @SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
@@ -19355,20 +19350,20 @@ class Verifier:
         self._progress = progress
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
-        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.found: dict[str, dict[str, str]] = {word: {} for word in (*PROBLEMS, *NOTES)}
         self.expected: dict[tuple[str, str], str] = {}  # hashes that are not the index's
-        self._named: set[tuple[str, str]] = set()
         self.files = 0
 
     def report(self, what: str, **more: Any) -> int:
         """Say what was done and found, with `more` where as JSON; return the exit status."""
-        counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
+        counts = [f"{len(reasons)} {word}" for word, reasons in self.found.items() if reasons]
         self._progress.say(f"{what}: {', '.join(counts) or 'all is as it was taken in'}")
         is_well = not any(self.found[word] for word in PROBLEMS)
         if self._progress.silent:
             done, seconds = self._progress.done, self._progress.seconds
             figures = {"ok": is_well, "files": self.files, "bytes": done, "seconds": seconds}
-            print(json.dumps({**figures, **self.found, **more}))
+            found = {word: list(reasons) for word, reasons in self.found.items()}
+            print(json.dumps({**figures, **found, **more}))
         return int(not is_well)
 
     def run(self, shelves: Sequence[Shelf]) -> None:
@@ -19391,10 +19386,10 @@ class Verifier:
             self._check_shelf(shelf)
 
     def _note(self, word: str, path: str, reason: str = "") -> None:
-        if (word, path) not in self._named:
-            self._named.add((word, path))
-            self.found[word].append(path)
-            self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+        if path not in self.found[word]:
+            reason = reason or {**PROBLEMS, **NOTES}[word]
+            self.found[word][path] = reason
+            self._progress.say(f"{word}: {path}: {reason}")
 
     def _unknown(self, folder: Folder) -> list[str]:
         """Return paths on disk that the index does not know, of what a scan would take in."""
