@@ -13350,7 +13350,7 @@ def upload_media(app: App, request: Request) -> Response:
 
 @MEDIA.route("GET", "/media/{filename}", READ, {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
-    """A public image."""
+    """Get a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     return named_response(request, app.library, path, "max-age=3600")
 
@@ -13382,7 +13382,7 @@ MEDIA_PAGING = (
 
 @MEDIA.route("GET", "/media", READ, {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
-    """All public images, newest first."""
+    """List all public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -13420,7 +13420,7 @@ LIBRARY_TYPES = formats_for("library")
 
 @LIBRARY.route("GET", "/list", READ, {200: "LibraryFile{}"})
 def list_library(app: App, request: Request) -> Answer:
-    """Everything in the folder, by SHA-256."""
+    """List everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -13441,7 +13441,7 @@ def library_pieces(app: App) -> Iterator[str]:
 
 @LIBRARY.route("GET", "/thumbnail/{sha256}", READ, {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
-    """A PNG that fits 256 × 256."""
+    """Get a thumbnail: a PNG that fits 256 × 256."""
     file, asset = find_content(request, check_sha256(sha256))
     work = functools.partial(thumbnail_response, request, file, asset)
     return Deferred("decoder", work) if asset.thumbnail is None else work()
@@ -13491,13 +13491,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 
 @IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
-    """A private image."""
+    """Get a private image."""
     return named_response(request, app.images, filename, "no-cache")
 
 
 @LIBRARY.route("GET", "/image/{sha256}", READ, {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
-    """A file by its SHA-256."""
+    """Get a file by its SHA-256."""
     found = find_content(request, check_sha256(sha256))
     return file_response(request, found, FOREVER)
 
@@ -13845,7 +13845,7 @@ def logout(app: App, request: Request) -> Response:
 
 @ACCOUNTS.route("GET", "/api/auth/sessions", USER, {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
-    """Where I am logged in, last used first."""
+    """List where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
     return json_response([session_json(session) for session in found])
 
@@ -13870,7 +13870,7 @@ def end_one_session(app: App, request: Request, id: str) -> Response:
 
 @ACCOUNTS.route("GET", "/api/auth/profile", USER, {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
-    """Who I am."""
+    """Tell who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
@@ -14060,7 +14060,7 @@ def file_url(request: Request, record: MediaRecord) -> str:
     query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
            *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
-    """My media records."""
+    """List my media records."""
     to_json = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
@@ -14145,7 +14145,7 @@ def check_record(app: App, request: Request, id: str) -> MediaRecord:
 
 @ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
-    """One of my media records."""
+    """Get one of my media records."""
     value = record_json(request, find_record(app, request, id))
     return json_response(value)
 
@@ -14215,7 +14215,7 @@ def delete_record(app: App, request: Request, id: str) -> Response:
     {200: "file", 403: "Error: The signature is not good, or no longer."},
     query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
-    """The file of a media record, for its owner or by the signature in its URL."""
+    """Get the file of a media record, as its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
@@ -14309,7 +14309,7 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
 @ACCOUNTS.route("GET", COLLECTION_PATHS, USER,
     {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
-    """My collections."""
+    """List my collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
@@ -14325,7 +14325,7 @@ def create_collection(app: App, request: Request) -> Response:
 
 @ACCOUNTS.route("GET", below(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
-    """One of my collections and its media."""
+    """Get one of my collections and its media."""
     collection = find_collection(app, request, id)
     wanted = Query(collection.user_id, (("collection_id", collection.id),))
 
@@ -14450,7 +14450,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 
 @ENTITIES.route("GET", "/entity/", READ, {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
-    """A page of the entities."""
+    """List a page of the entities."""
     query = request.query
     page, size = query["page"], query["page_size"]
     filters = parse_filters(query.get("filter_param", ""))
@@ -14513,7 +14513,7 @@ def create_entity(app: App, request: Request) -> Response:
 @ENTITIES.route("GET", "/entity/{id}", READ, {200: "Item"},
     parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
-    """An entity."""
+    """Get an entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
@@ -14563,7 +14563,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
 
 @ENTITIES.route("GET", "/entity/{id}/versions", READ, {200: "Item[]"}, parameters=ENTITY_ID)
 def list_versions(app: App, request: Request, id: int) -> Response:
-    """All versions, the oldest first."""
+    """List all versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
     names = ("version", "transaction_id")
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
@@ -14572,7 +14572,7 @@ def list_versions(app: App, request: Request, id: int) -> Response:
 @ENTITIES.route("GET", "/entity/{id}/file", READ, {200: "file"},
     parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
-    """An entity's content."""
+    """Get an entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
     return file_response(request, existing(found, NO_FILE), "no-cache")
@@ -14835,7 +14835,7 @@ def whose_shares(request: Request) -> tuple[int | None, bool]:
 
 @SHARES.route("GET", "/shares", BEARER, {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
-    """My links; an administrator's are all."""
+    """List my links; an administrator's are all."""
     shares = app.index.shares.all(time.time(), *whose_shares(request))
     return json_response([share_json(request, share) for share in shares])
 
@@ -14892,7 +14892,7 @@ def share_page(
 
 @SHARES.route("GET", "/s/{token}", OPEN, {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
-    """What a link shows: a page for browsers."""
+    """Get what a link shows: a page for browsers."""
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
@@ -15056,7 +15056,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
 @SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
     query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
+    """Get a file of a link, by its SHA-256 or what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
     found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
@@ -15376,7 +15376,7 @@ def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
 
 @FILES.route("OPTIONS", ("/files", "/files/{id}"), OPEN, {204: ""})
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
-    """What the server can do of tus 1.0."""
+    """Tell what the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
     headers = {
         "Tus-Version": TUS_VERSION,
@@ -15425,7 +15425,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 
 @FILES.route("GET", "/files/{id}", TARGET, {200: "ResumableUpload", 412: "Error"})
 def get_upload(app: App, request: Request, id: str) -> Response:
-    """How far an upload is."""
+    """Tell how far an upload is."""
     upload = app.uploads.wait_until_saved(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
@@ -15492,7 +15492,7 @@ def health_json(app: App) -> dict[str, Any]:
 
 @SYSTEM.route("GET", "/health", OPEN, {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
-    """How the server is."""
+    """Tell how the server is."""
     return json_response(health_json(app))
 
 
@@ -15524,7 +15524,7 @@ PREVIEW_QUERY = (
 @SYSTEM.route("GET", "/preview/{sha256}", READ,
     {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
-    """A picture for browsers, within a square."""
+    """Get a picture for browsers, within a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
@@ -15546,7 +15546,7 @@ def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:
 @SYSTEM.route("GET", "/exists", READ, {200: "StoredContents"},
     query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
-    """Whether some content is stored."""
+    """Tell whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(request, dict.fromkeys(hashes)))
 
@@ -15556,7 +15556,7 @@ def check_hash(app: App, request: Request) -> Response:
         ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
         list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
-    """Which of up to 1,000 contents are stored.
+    """Tell which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
     """
@@ -15647,7 +15647,7 @@ def count_durations(meter: Meter) -> Samples:
 
 @SYSTEM.route("GET", "/metrics", PRIVATE_READ, {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Get figures for Prometheus."""
     lines = []
     for name, kind, help, found in read_metrics(app):
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
@@ -16074,7 +16074,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
 
 @SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
-    """This interface as OpenAPI 3.1."""
+    """Get this interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
 
 
@@ -16389,7 +16389,7 @@ def docs_page() -> Page:
 
 @SYSTEM.route("GET", "/docs", OPEN, {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
-    """This interface, to read and to try."""
+    """Get this interface as a page, to read and to try."""
     return Response(200, *docs_page())
 
 
@@ -16527,7 +16527,7 @@ def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
     query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
-    """What the gallery shows: its groups, or the items of one."""
+    """Get what the gallery shows: its groups, or the items of one."""
     query = dict(request.query)
     group, album = query.pop("group", None), query.pop("album", None)
     if album is None:
@@ -16671,7 +16671,7 @@ class ZipReader:
     {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
-    """The files of what the gallery shows, or of some of it, in one zip file."""
+    """Get the files of what the gallery shows, or of some of it, in one zip file."""
     reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
     headers = {
         "Content-Type": "application/zip",
@@ -18775,7 +18775,7 @@ def gallery_page(language: str) -> Page:
 
 @SYSTEM.route("GET", "/icon.svg", OPEN, {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
-    """The gallery's icon."""
+    """Get the gallery's icon."""
     policy = "default-src 'none'"
     headers = {"Content-Type": "image/svg+xml", "Content-Security-Policy": policy}
     return Response(200, headers, ICON.encode())
@@ -18783,13 +18783,13 @@ def get_icon(app: App, request: Request) -> Response:
 
 @SYSTEM.route("GET", "/icon.png", OPEN, {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
-    """The gallery's icon, for a phone's home screen."""
+    """Get the gallery's icon, for a phone's home screen."""
     return Response(200, {"Content-Type": "image/png"}, ICON_PNG)
 
 
 @SYSTEM.route("GET", "/manifest.webmanifest", OPEN, {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
-    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    """Get what installs the gallery on a phone or desktop (W3C Web Application Manifest)."""
     name = gallery_name(app)
     icons = [
         {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
@@ -18807,13 +18807,13 @@ def get_manifest(app: App, request: Request) -> Response:
 
 @SYSTEM.route("GET", "/gallery", OPEN, {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
-    """The gallery page, in the client's language."""
+    """Get the gallery page, in the client's language."""
     return Response(200, *gallery_page(choose_language(request.headers, TEXTS)))
 
 
 @SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
-    """The gallery page for browsers, health for programs."""
+    """Get the gallery page as a browser, health as a program."""
     if prefers(request.headers, "text/html", JSON_TYPE):
         return get_gallery(app, request)
     return json_response(health_json(app), headers={"Vary": "Accept"})
