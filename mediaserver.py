@@ -11662,40 +11662,33 @@ class Transfer:
 BUSY_UPLOAD = "Another request is going on with this upload."
 
 
-STATUSES = (
-    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
-    422, 429, 431, 500, 501, 503, 505, 507,
-)  # fmt: skip
 DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+DURATIONS_AT = 600  # in a route's numbers, behind its answers by status
+ROUTE_NUMBERS = DURATIONS_AT + len(DURATIONS) + 1  # the last: beyond all of these
 
 
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    The answers of a route are counted by their status and by how long they took: the first of
-    DURATIONS that they are not above.
+    A route's numbers are the nanoseconds of its answers, how many had each status, and how many
+    took how long: the first of DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
         self.worker = 0  # whose part this process writes to
-        self._columns = len(DURATIONS) + 1  # beyond the last
-        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
-        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
-        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
-        self._part = 3 + routes * self._width
+        self._part = 3 + routes * ROUTE_NUMBERS
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
         self._lock = threading.Lock()
 
     def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
         """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
         numbers, own = self._numbers, self.worker * self._part
-        first = own + 3 + response.route * self._width
-        place = first + self._rows.get(response.status, self._rows[0])
-        if seconds > DURATIONS[0]:
-            place += bisect.bisect_left(DURATIONS, seconds)
+        first = own + 3 + response.route * ROUTE_NUMBERS
+        duration = bisect.bisect_left(DURATIONS, seconds) if seconds > DURATIONS[0] else 0
         with self._lock:
-            numbers[place] += 1
             numbers[first] += int(seconds * 1e9)
+            numbers[first + response.status] += 1
+            numbers[first + DURATIONS_AT + duration] += 1
             if head is not None and head.method != "HEAD":
                 numbers[own + 1] += response.length
                 if head.has_body and response.status < 300:
@@ -11705,28 +11698,24 @@ class Meter:
         """Note how many requests this worker works on."""
         self._numbers[self.worker * self._part + 2] = count
 
-    def totals(self) -> tuple[int, int, int]:
+    def totals(self) -> list[int]:
         """Return the bytes taken in and sent, and requests in flight, of all workers."""
-        return self._sum(0), self._sum(1), self._sum(2)
+        return self._sum(0, 3)
 
     def answers(self, route: int) -> dict[int, int]:
-        """Count a route's answers by their status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
-        return {status: count for status, count in counts.items() if count}
+        """Count a route's answers by their status."""
+        numbers = self._sum(3 + route * ROUTE_NUMBERS, ROUTE_NUMBERS)
+        return {status: numbers[status] for status in range(1, DURATIONS_AT) if numbers[status]}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """Count a route's answers that took at most each of DURATIONS, and all; their seconds."""
-        rows = [self._row(route, place) for place in self._rows.values()]
-        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + route * self._width) / 1e9
+        numbers = self._sum(3 + route * ROUTE_NUMBERS, ROUTE_NUMBERS)
+        return list(itertools.accumulate(numbers[DURATIONS_AT:])), numbers[0] / 1e9
 
-    def _row(self, route: int, place: int) -> list[int]:
-        """Return how many answers of one status took how long."""
-        first = 3 + route * self._width + place
-        return [self._sum(first + column) for column in range(self._columns)]
-
-    def _sum(self, place: int) -> int:
-        return sum(self._numbers[place :: self._part])
+    def _sum(self, place: int, count: int) -> list[int]:
+        """Return so many numbers from a place in each worker's part on, added up."""
+        starts = range(place, len(self._numbers), self._part)
+        return [*map(sum, zip(*(self._numbers[at : at + count] for at in starts), strict=True))]
 
 
 class App:
@@ -15605,7 +15594,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
         ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
         ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
         ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
-        ("http_requests_total", "counter", "answers by method, route and status; 0: a rare one",
+        ("http_requests_total", "counter", "answers by method, route and status",
          count_requests(meter)),
         ("http_request_duration_seconds", "histogram", "from the head to the last byte sent",
          count_durations(meter)),
