@@ -12977,7 +12977,7 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
+    if isinstance(error, sqlite3.DatabaseError):
         warn(f"the index: {error}")
         if is_full(error):
             return HTTPError(507, "The disk is full.")
