@@ -11245,8 +11245,6 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
 class Catalogue(NamedTuple):
     """What the gallery shows of one choice: its groups in their order, and what each has."""
 
-    version: str | None  # of the library
-    good_until: float  # on the monotonic clock, though the library has changed
     groups: dict[str, bytes]  # compressed JSON of the items
     summary: dict[str, Any]
 
@@ -11260,25 +11258,21 @@ class Catalogues:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+        # Each with the library's version, and until when it is good though that has changed
+        self._kept: dict[tuple[Any, ...], tuple[Catalogue, str | None, float]] = {}
 
-    def get(
-        self, index: Index, key: tuple[Any, ...],
-        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
-    ) -> Catalogue:  # fmt: skip
-        """Return the catalogue of a choice, made by `make` (its groups and summary) if need be."""
+    def get(self, index: Index, key: tuple[Any, ...], make: Callable[[], Catalogue]) -> Catalogue:
+        """Return the catalogue of a choice, made by `make` if need be."""
         with self._lock:
-            version, now = index.files.library_version(), time.monotonic()
-            found = self._kept.pop(key, None)
-            if found is None or (found.version != version and now > found.good_until):
-                groups, summary = make()
-                ended = time.monotonic()
+            now, version = time.monotonic(), index.files.library_version()
+            catalogue, known, good_until = self._kept.pop(key, (None, None, 0.0))
+            if catalogue is None or (known != version and now > good_until):
+                catalogue, known, ended = make(), version, time.monotonic()
                 good_until = ended + CATALOGUE_REST * (ended - now)
-                found = Catalogue(version, good_until, groups, summary)
             while len(self._kept) >= MAX_CATALOGUES:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = found
-            return found
+            self._kept[key] = catalogue, known, good_until
+            return catalogue
 
 
 class HotFile:
@@ -16459,9 +16453,7 @@ def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(
-    items: Iterable[Shown], query: Mapping[str, Any]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def make_catalogue(items: Iterable[Shown], query: Mapping[str, Any]) -> Catalogue:
     """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
@@ -16475,7 +16467,8 @@ def make_catalogue(
         about.append([key, len(values), sum(item[3] for item in values), tag])
         folders.update(item[1].rpartition("/")[0] for item in values)
     named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
-    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+    summary = {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+    return Catalogue(groups, summary)
 
 
 def open_album(
@@ -16522,7 +16515,7 @@ def list_items(app: App, request: Request) -> Response:
     if album is None:
         library = open_library(app, query)
         key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
-        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+        groups, summary = app.catalogues.get(app.index, key, make)
     else:  # a few items, and nobody knows when they change
         items, albums, path = open_album(app, request, album)
         groups, summary = make_catalogue(items, query)
