@@ -3086,9 +3086,14 @@ def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
     budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
     try:
         exif = [_bare_exif(facts.orientation)] if facts.orientation != 1 else []
-        return PATCHERS[facts.extension](_Span(_Source(b"", file, [budget]), 0, size), exif)
+        patches, end = PATCHERS[facts.extension](
+            _Span(_Source(b"", file, [budget]), 0, size), exif
+        )
     except _BROKEN as error:
         raise ValueError("a broken file") from error
+    if end > size:
+        raise ValueError("a file that is cut short")
+    return patches, end
 
 
 def _fitting(exif: list[bytes], size: int) -> bytes:

@@ -4999,7 +4999,7 @@ def test_bombs_and_broken_files_have_no_thumbnail_and_the_next_one_has(
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:good.jpg\n#EXT-X-ENDLIST\n"
     naming = [eps, script, playlist]  # programs and other files
     broken = [png_header(60000, 60000), *naming]
-    broken += [b"", b"GIF89a", os.urandom(5000), whole.getvalue()[:400]]
+    broken += [b"", b"GIF89a", random.Random(5).randbytes(5000), whole.getvalue()[:400]]
     (tmp_path / "good.jpg").write_bytes(whole.getvalue())
     for number, content in enumerate(broken):
         (tmp_path / "bad.jpg").write_bytes(content)
@@ -7736,7 +7736,7 @@ def with_large_index(running: Server, rows: int) -> Path:
 def overwrite_pages(index: Path, every: int) -> None:
     with index.open("r+b") as file:
         for page in range(1, index.stat().st_size // 4096, every):
-            os.pwrite(file.fileno(), os.urandom(4096), page * 4096)
+            os.pwrite(file.fileno(), b"\xee" * 4096, page * 4096)
 
 
 @pytest.mark.parametrize(
@@ -7785,7 +7785,7 @@ def test_damage_that_is_met_while_a_start_puts_things_in_order_sets_the_index_as
     with contextlib.closing(ms.open_index(settings.database_url)) as index:
         page = index.value("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
     with settings.database_url.open("r+b") as file:
-        os.pwrite(file.fileno(), os.urandom(4096), (page - 1) * 4096)
+        os.pwrite(file.fileno(), b"\xee" * 4096, (page - 1) * 4096)
     ms.recover(settings, ms.Thumbnails())
     assert len(list(settings.database_dir.glob("index.sqlite3.damaged-*Z"))) == 1
     with contextlib.closing(ms.open_index(settings.database_url)) as index:
@@ -13440,7 +13440,8 @@ def test_who_guesses_a_link_s_password_is_shut_out_and_nobody_else_unless_many_d
 def told_picture(kind: str) -> tuple[bytes, bytes]:
     """A picture that says a lot of its making, and its pixels as they are to be seen."""
     image_module = need("PIL.Image")
-    picture = image_module.effect_noise((60, 40), 50).convert("RGB")
+    noise = random.Random(60).randbytes(60 * 40)
+    picture = image_module.frombytes("L", (60, 40), noise).convert("RGB")
     exif = picture.getexif()
     exif[0x010F], exif[0x0112] = "CameraMaker", 6
     gps = exif.get_ifd(0x8825)
@@ -13650,6 +13651,16 @@ def test_a_crafted_file_is_refused_or_patched_within_its_bounds():
                 assert before <= patch.start < patch.end <= end <= len(data)
                 assert sum(map(len, patch.cut(patch.start, patch.end))) == patch.end - patch.start
     assert 0 < refused < 1800
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_that_lost_its_last_bytes_is_not_sent_as_one_without_its_making(kind):
+    content = told_picture(kind)[0].removesuffix(b"a trailer of the maker")
+    facts = ms.probe(io.BytesIO(content))
+    assert ms.find_patches(io.BytesIO(content), len(content), facts)[1] == len(content)
+    for lost in range(1, 9):
+        with pytest.raises(ValueError, match=r"broken|cut short"):
+            ms.find_patches(io.BytesIO(content[:-lost]), len(content) - lost, facts)
 
 
 @pytest.mark.parametrize(
