@@ -3478,18 +3478,6 @@ def formats_for(use: str) -> frozenset[str]:
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
-def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
-    """Return extension and parser of the file that starts so."""
-    if match := _START.match(head):
-        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
-        assert known.parse
-        return known.extension, known.parse
-    if _svg_root(head):
-        return "svg", _svg
-    first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
-    return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
-
-
 def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     """Return what a seekable file is and says of itself; `None` if it is no image, video, audio.
 
@@ -3506,10 +3494,17 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     if not head:
         file.seek(0)
         head = file.read(HEAD_BYTES)
-    known = _identify(head[:HEAD_BYTES])
-    if known is None:
-        return None
-    extension, parse = known
+    if match := _START.match(head, 0, HEAD_BYTES):
+        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
+        extension, parse = known.extension, known.parse
+    elif _svg_root(head[:HEAD_BYTES]):
+        extension, parse = "svg", _svg
+    else:
+        first = _first_frame(head[:HEAD_BYTES].lstrip(b"\0"))  # some encoders pad before it
+        if not first or first[0]:
+            return None
+        extension, parse = first[1].extension, _mpeg_audio
+    assert parse
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
         parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
@@ -9332,6 +9327,7 @@ _BOUNDARY = re.compile(rb"[ !#-~]{0,69}[!#-~]")
 # begins like a delimiter is content, as it is to Go's and Werkzeug's parsers.
 _DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
 _DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
+_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
 
 
 class Part(NamedTuple):
@@ -9404,7 +9400,14 @@ class MultipartParser:
         if self._parts == MAX_PARTS:
             raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
         self._parts += 1
-        events.append(_parse_part(data[start:end]))
+        headers = parse_fields(_FOLD.sub(b" ", data[start:end]))
+        disposition = parse_content_disposition(headers.get("content-disposition", ""))
+        if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
+            raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
+        encoding = headers.get("content-transfer-encoding", "binary").lower()
+        if encoding not in ("7bit", "8bit", "binary"):
+            raise HTTPError(400, "A part is encoded for mail; send it as it is.")
+        events.append(Part(disposition.name, disposition.filename))
         return end + 4
 
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
@@ -9422,20 +9425,6 @@ class MultipartParser:
         if start >= 0 and self._delimiter.startswith(data[start:]):
             return start, None
         return len(data), None
-
-
-_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
-
-
-def _parse_part(block: bytes) -> Part:
-    headers = parse_fields(_FOLD.sub(b" ", block))
-    disposition = parse_content_disposition(headers.get("content-disposition", ""))
-    if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
-        raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
-    encoding = headers.get("content-transfer-encoding", "binary").lower()
-    if encoding not in ("7bit", "8bit", "binary"):
-        raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    return Part(disposition.name, disposition.filename)
 
 
 # -- Values with parameters --------------------------------------------------------------
@@ -10031,7 +10020,7 @@ class Response:
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
-        self.principal = ""
+        self.principal: object = ""
 
     def prepare(self) -> Response:
         """Put the head together once, for HTTP/1.1."""
@@ -10040,7 +10029,7 @@ class Response:
         self.prepared = start + b"Date: ", rest
         return self
 
-    def again(self, principal: str) -> Response:
+    def again(self, principal: object) -> Response:
         """Return a prepared answer for somebody else."""
         response = Response(self.status, (), self.body, self.length)
         response.prepared, response.route = self.prepared, self.route
@@ -12933,7 +12922,7 @@ class Application(Service):
         """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         if request is not None:
             response.headers += request.answer_headers
-            response.route, response.principal = request.route, str(request.principal)
+            response.route, response.principal = request.route, request.principal
         origins = self.app.settings.cors_allow_origins
         complete_headers(response, origins, head.headers.get("origin", ""))
         body = response.body
@@ -13006,13 +12995,13 @@ class Application(Service):
             return None
         if status:
             prepared = hot.prepared.get(status) or self._prepare(hot, status)
-            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
+            return prepared if principal is ANONYMOUS else prepared.again(principal)
         try:
             response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route, response.principal = hot.route, str(principal)
+        response.route, response.principal = hot.route, principal
         if turn and response.resource and not is_ready(head, response):
             response.close()
             return None
@@ -13026,7 +13015,7 @@ class Application(Service):
         else:
             response = Response(200, hot.fields, hot.content.source)  # type: ignore[arg-type]
         complete_headers(response, self.app.settings.cors_allow_origins, "")
-        response.route, response.principal = hot.route, str(ANONYMOUS)
+        response.route, response.principal = hot.route, ANONYMOUS
         hot.prepared[status] = response.prepare()
         return response
 
@@ -15756,7 +15745,7 @@ def log_request(
         "status": response.status,
         "bytes": response.length,
         "seconds": round(seconds, 4),
-        "principal": response.principal or "anonymous",
+        "principal": str(response.principal or "anonymous"),
     }
     if settings.log_format == "json":
         line = json.dumps(entry)
