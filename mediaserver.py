@@ -8562,6 +8562,7 @@ class Renditions:
 
     def _wait(self, seconds: float) -> None:
         self.wanted.wait(None if seconds == math.inf else seconds)
+        self._let_uploads_pass()  # or each would have it look for what is wanted
         self.wanted.clear()
 
     def note_upload(self) -> None:

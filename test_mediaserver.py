@@ -5830,7 +5830,9 @@ def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away)
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
-def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
+def test_what_is_to_be_made_ahead_is_looked_for_when_no_more_uploads_come(
+    monkeypatch, tmp_path, seconds
+):
     index = ms.open_index(tmp_path / "index")
     thumbnails, pauses = ms.Thumbnails(), list[float]()
     renditions = ms.Renditions(index, [], thumbnails)
@@ -5842,7 +5844,8 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
     ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
-    renditions._let_uploads_pass()
+    renditions.wanted.set()
+    renditions._wait(ms.math.inf)
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
