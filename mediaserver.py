@@ -1966,7 +1966,7 @@ _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 def _jpeg_header(jpeg: _Span, at: int) -> _Header:
     """Read a marker and its segment (ITU-T T.81, B.1); stray bytes before it are skipped."""
-    marker = _JPEG_MARKER.search(jpeg.peek(at, 512))
+    marker = _JPEG_MARKER.search(jpeg.read(at, min(512, jpeg.size - at)))
     if marker is None:
         raise EOFError
     start = at + marker.end()
@@ -6125,7 +6125,7 @@ class Incoming:
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
-        self._give_back()
+        self._let_go(but_place=True)
         self.facts = probe(self.file, self._head or b"")
         self.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         self.md5 = "".join(rest)
@@ -6162,17 +6162,14 @@ class Incoming:
         self._let_go()
         self.file.close()
 
-    def _let_go(self) -> None:
-        """Hold no more than the file itself."""
-        self._give_back()
-        place, self._place = self._place, None
-        if place is not None:
-            os.close(place.folder)
-
-    def _give_back(self) -> None:
+    def _let_go(self, *, but_place: bool = False) -> None:
+        """Hold no more than the file itself, and its place where that is wanted soon."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self.folder.buffers.give_back(buffer)
+        if self._place is not None and not but_place:
+            place, self._place = self._place, None
+            os.close(place.folder)
 
     def discard(self, undo: bool = True) -> None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first."""
@@ -12329,7 +12326,8 @@ class FormBody(BodyReader):
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
             if isinstance(event, Part):
-                self._end()
+                if self._part is not None:
+                    self._end(self._part)
                 self._begin(event)
             elif self._receiving is not None:
                 self._receiving.feed(event)
@@ -12350,10 +12348,7 @@ class FormBody(BodyReader):
             raise HTTPError(413, detail)
         self._text += data
 
-    def _end(self) -> None:
-        part, self._part = self._part, None
-        if part is None:
-            return
+    def _end(self, part: Part) -> None:
         if self._receiving is not None:
             self._request.upload = self._receiving.finish()
             self._request.upload.filename = part.filename or ""
@@ -12373,7 +12368,8 @@ class FormBody(BodyReader):
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
-        self._end()
+        if self._part is not None:
+            self._end(self._part)
         return self._values
 
     def discard(self) -> None:
