@@ -5814,6 +5814,13 @@ def test_a_scan_waits_as_long_as_it_is_told_or_until_it_is_wanted(scanning):
     assert 0.1 <= time.monotonic() - begun < DEADLINE
     scanning.scanner.request()
     scanning.scanner._wait(float("inf"))
+    assert not scanning.scanner._wanted.is_set(), "what is wanted once is done once"
+
+
+def test_thumbnails_that_are_wanted_once_are_made_once(scanning):
+    scanning.renditions.wanted.set()
+    scanning.renditions._wait(float("inf"))
+    assert not scanning.renditions.wanted.is_set()
 
 
 @pytest.mark.parametrize("away", ["folder", "disk below"])
@@ -5829,22 +5836,28 @@ def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away)
     assert time.monotonic() < begun + DEADLINE / 2
 
 
-@pytest.mark.parametrize("seconds", [float("inf"), 0])
-def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
-    index = ms.open_index(tmp_path / "index")
-    thumbnails, pauses = ms.Thumbnails(), list[float]()
-    renditions = ms.Renditions(index, [], thumbnails)
+@pytest.mark.parametrize(
+    ("quiet", "begun", "pauses"),
+    [(0.25, [], [0.25]), (0.25, [0.125], [0.25, 0.125]), (9, [], [2]), (0, [], [])],
+)
+def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, quiet, begun, pauses):
+    """Uploads begin at 100 s, and when so many more have passed."""
+    now, slept = [100.0], list[float]()
+    thumbnails = ms.Thumbnails()
+    renditions, other_worker = (ms.Renditions(None, [], thumbnails) for _ in range(2))
 
     def sleep(pause: float) -> None:
-        pauses.append(pause)
-        thumbnails.is_over = True
+        slept.append(pause)
+        for at in begun[: len(slept)]:
+            thumbnails.upload_at[0] = 100 + at
+        now[0] += pause
 
-    monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
-    monkeypatch.setattr(ms.time, "sleep", sleep)
-    ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(ms, "time", clock)
+    monkeypatch.setattr(ms, "QUIET_SECONDS", quiet)
+    other_worker.note_upload()
     renditions._let_uploads_pass()
-    assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
-    index.close()
+    assert slept == pauses
 
 
 @pytest.mark.parametrize(
@@ -7455,7 +7468,9 @@ def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
-    bare_server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
+    unread = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+    assert bare_server.socket.getsockopt(*unread) == ms.UNREAD_SECONDS * 1000
+    bare_server.socket.setsockopt(*unread, 300)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
         raw._more()
