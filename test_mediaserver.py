@@ -6973,11 +6973,11 @@ class EchoService:
     def __call__(self, head, peer):
         self.accepted.append(head.path)
         if head.path == "/wait":
-            self.going_on.wait(DEADLINE)
+            self.going_on.wait(2 * DEADLINE)  # longer than a client waits
         echo = Echo(head.path)
         if head.path.startswith("/deferred"):
             answer = echo.finish()
-            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(DEADLINE) and answer)
+            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(2 * DEADLINE) and answer)
             if not head.has_body:
                 return deferred
             echo.finish = lambda: deferred
@@ -7172,6 +7172,16 @@ def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
         assert raw.answer().status == 200
 
 
+def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(get_line("/a"))
+        assert other.answer().body == b"/a"
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
@@ -7359,7 +7369,7 @@ def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeyp
     workers, others = ms.Workers("test", 1), ms.Workers("others", 1)
     begun, go_on, second, third = (threading.Event() for _ in range(4))
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
-    workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
+    workers.submit(lambda: begun.set() or go_on.wait(2 * DEADLINE))
     assert begun.wait(DEADLINE)
     workers.submit(second.set)
     workers.relieve(others)
