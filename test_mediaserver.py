@@ -674,27 +674,33 @@ def test_the_storage_folder_may_come_from_the_environment_and_places_follow_it(s
     assert settings_of("--database_dir=/d").upload_dir == Path("/d/images")
 
 
-def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(settings_of):
-    samples = {
-        bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
-    }  # fmt: skip
-    special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
-    special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
-    special["log_format"] = "JSON"
-    special["media_dir"] = "s3://family/photos"
-    special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
-    for name, default, how in ms.Settings.table():
-        for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
-            fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
-            text = special.get(name) or fitting[0]
-            arguments = ["--storage_dir", "/s", f"--{spelled}", text]
-            keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-            if how.secret:
-                with pytest.raises(SystemExit) as caught:
-                    settings_of(*arguments)
-                assert caught.value.code == 2
-            else:
-                assert getattr(settings_of(*arguments, **keys), name) == how.parse(text)
+SAMPLE_SETTINGS = {
+    "database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x",
+    "cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7",
+    "log_format": "JSON", "media_dir": "s3://family/photos",
+    "aws_endpoint_url": "http://127.0.0.1:9000", "read_only": "http://127.0.0.1:9000",
+}  # fmt: skip
+SAMPLE_TEXTS = {
+    bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "how"), [pytest.param(*row, id=row[0]) for row in ms.Settings.table()]
+)
+def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(
+    settings_of, name, default, how
+):
+    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(default, kind)]
+    text = SAMPLE_SETTINGS.get(name) or fitting[0]
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    for spelled in {name, name.replace("_", "-"), name.replace("_", "-", 1)}:
+        arguments = ["--storage_dir", "/s", f"--{spelled}", text]
+        if how.secret:
+            with pytest.raises(SystemExit, match=r"^2$"):
+                settings_of(*arguments)
+        else:
+            assert getattr(settings_of(*arguments, **keys), name) == how.parse(text), spelled
 
 
 @pytest.mark.parametrize(
@@ -978,7 +984,7 @@ def test_no_process_of_the_server_shows_a_secret_in_its_environment(start):
     for process in group:
         shown = Path(f"/proc/{process}/environ").read_bytes()
         assert b"AUTH_TOKEN=" in shown  # it was given that way
-        assert not any(value.encode() in shown for value in SECRETS.values())
+        assert [name for name, value in SECRETS.items() if value.encode() in shown] == []
 
 
 def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path):
@@ -1007,20 +1013,19 @@ def test_the_addresses_to_open_are_those_that_reach_the_server():
     assert ms.addresses("0.0.0.0", 80)[0] == "http://localhost:80/"
 
 
-def test_standard_error_may_be_closed_or_full(tmp_path):
-    for number, redirect in enumerate(("2>&-", "2>/dev/full")):
-        server = object.__new__(Server)
-        server.port = free_port()
-        shell = f'exec "$@" {redirect}'
-        at = ["--storage_dir", tmp_path / str(number), "--port", str(server.port)]
-        command = ["sh", "-c", shell, "sh", sys.executable, PROGRAM, *at]
-        running = subprocess.Popen(command, env=BARE_ENVIRONMENT)
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])
+def test_standard_error_may_be_closed_or_full(tmp_path, redirect):
+    server = object.__new__(Server)
+    server.port = free_port()
+    at = ["--storage_dir", tmp_path / "x", "--port", str(server.port)]
+    command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, PROGRAM, *at]
+    with subprocess.Popen(command, env=BARE_ENVIRONMENT) as running:
         try:
-            wait_until(lambda server=server: accepts(server.port), "the server")
-            wait_until(lambda server=server: server.get("/health").json["scan"]["finished_at"])
+            wait_until(lambda: accepts(server.port), "the server")
+            wait_until(lambda: server.get("/health").json["scan"]["finished_at"])
         finally:
             running.terminate()
-            assert running.wait(DEADLINE) == 0
+    assert running.returncode == 0
 
 
 def test_help_explains_every_setting_and_command(tmp_path):
@@ -1047,15 +1052,14 @@ def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path
     for _ in range(2):
         with Server(tmp_path / "pictures") as running:
             file = running.data / "secrets.env"
-            assert file.stat().st_mode & 0o777 == 0o600
             kept.append(ms.parse_dotenv(file.read_text(), {}))
             owner = {"Authorization": f"Bearer {kept[-1]['AUTH_TOKEN']}"}
             assert running.request("GET", "/image/a.png", headers=owner).status == 404
             wait_until(lambda server=running: "same secret" in server.log)
             assert f"{file} " in running.log
-            for name in ("lock", "index.sqlite3-spare"):
-                assert (running.data / name).stat().st_mode & 0o777 == 0o600
-            assert not any(value in running.log for value in kept[-1].values())
+            private = (file, running.data / "lock", running.data / "index.sqlite3-spare")
+            assert [path.stat().st_mode & 0o777 for path in private] == [0o600] * 3
+            assert [value for value in kept[-1].values() if value in running.log] == []
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"AUTH_TOKEN", "MEDIA_SERVER_SECRET"}
     assert min(map(len, kept[0].values())) >= 32
@@ -1107,15 +1111,19 @@ def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("command", ["serve", "verify"])
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        ("serve", signal.SIGTERM, 0), ("serve", signal.SIGINT, 0),
+        ("verify", signal.SIGTERM, -signal.SIGTERM), ("verify", signal.SIGINT, 130),
+    ],
+)  # fmt: skip
 def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
-    tmp_path, number, command
+    tmp_path, command, number, code
 ):
     with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
         process.send_signal(number)
-        code = process.wait(DEADLINE)
-        assert code == 0 if command == "serve" else code in {-number, 130}
+        assert process.wait(DEADLINE) == code
         assert "Traceback" not in process.stderr.read()
 
 
@@ -1565,10 +1573,10 @@ def test_each_algorithm_takes_its_own_key_and_type_only() -> None:
 
 
 def test_a_token_with_any_character_changed_is_refused() -> None:
-    for token in (hs256(ACCESS), hs256(ACCESS) + "A" * 9000):
-        with pytest.raises(ms.TokenError):
-            verify(token + "=")
     token = hs256(ACCESS)
+    for end in ("=", "A" * 9000, "A" * 9000 + "="):
+        with pytest.raises(ms.TokenError):
+            verify(token + end)
     for i, character in enumerate(token):
         for other in ("A" if character != "A" else "B", "", character + ".", "é"):
             with pytest.raises(ms.TokenError):
@@ -1713,6 +1721,10 @@ def test_a_foreign_token_has_a_subject_and_no_user() -> None:
 READER_PRINCIPAL = ms.Principal("token", permissions=frozenset({"media_store_read"}))
 WRITER_PRINCIPAL = ms.Principal("token", permissions=frozenset({"media_store_write"}))
 USER_PRINCIPAL = ms.Principal("token", user_id=7)
+PRINCIPALS = {
+    "anonymous": ms.ANONYMOUS, "uploader": ms.UPLOADER, "reader": READER_PRINCIPAL,
+    "writer": WRITER_PRINCIPAL, "user": USER_PRINCIPAL, "owner": ms.OWNER, "demo": ms.DEMO,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -1724,19 +1736,14 @@ USER_PRINCIPAL = ms.Principal("token", user_id=7)
         (ms.Access.USER, "user demo"), (ms.Access.BEARER, "reader writer user owner demo"),
     ],
 )  # fmt: skip
-def test_access_is_the_contracts_table(access: ms.Access, allowed: str) -> None:
-    principals = {
-        "anonymous": ms.ANONYMOUS, "uploader": ms.UPLOADER, "reader": READER_PRINCIPAL,
-        "writer": WRITER_PRINCIPAL, "user": USER_PRINCIPAL, "owner": ms.OWNER, "demo": ms.DEMO,
-    }  # fmt: skip
-    for name, principal in principals.items():
-        assert ms.allows(access, principal, True) is (name in allowed.split())
-        if access is ms.Access.READ:
-            assert ms.allows(access, principal, False)
-        if name not in allowed.split():
-            with pytest.raises(ms.HTTPError) as caught:
-                ms.require(access, principal, True)
-            assert caught.value.status == (401 if name == "anonymous" else 403)
+@pytest.mark.parametrize("name", PRINCIPALS)
+def test_access_is_the_contracts_table(access: ms.Access, allowed: str, name: str) -> None:
+    principal, is_allowed = PRINCIPALS[name], name in allowed.split()
+    assert ms.allows(access, principal, True) is is_allowed
+    assert ms.allows(access, principal, False) is (is_allowed or access is ms.Access.READ)
+    if not is_allowed:
+        refused = ms.refusal(access, principal)
+        assert refused.status == (401 if name == "anonymous" else 403)
 
 
 @pytest.mark.parametrize(
@@ -1760,9 +1767,8 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(good) == found(good, NOW + 12 * 3600 - 1) == seen
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
-    for owners_key, jwt_key in (("changed", KEYS_SECRET), ("owner's key", "changed")):
-        keys = auth_config(owners_key, jwt_key)
-        assert found(good, keys=keys) == ms.ANONYMOUS
+    assert found(good, keys=auth_config("changed", KEYS_SECRET)) == ms.ANONYMOUS
+    assert found(good, keys=auth_config("owner's key", "changed")) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
     assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
     assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, None, good) == ms.OWNER
@@ -1800,10 +1806,9 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
         return ms.recall_principal(tokens.get(name), "", keys, cache, now)
 
     assert recall("foreign") is None  # not seen yet
-    for name in ("foreign", "account"):
-        ms.find_principal(tokens[name], None, KEYS, NOW, cache)
-    for name in ("owner", "foreign"):
-        assert recall(name) == ms.find_principal(tokens[name], None, KEYS, NOW)
+    given = {name: ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+             for name in ("foreign", "account", "owner")}  # fmt: skip
+    assert (recall("foreign"), recall("owner")) == (given["foreign"], given["owner"])
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
@@ -1889,9 +1894,7 @@ def run_copy(program: Path, *arguments: str) -> str:
 
 def test_bytecode_is_kept_and_made_anew_where_it_is_cut_short_or_of_another_source(tmp_path):
     copy = tmp_path / "mediaserver.py"
-    beginning = PROGRAM.read_text("utf-8").partition("\nimport argparse\n")[
-        0
-    ]  # all there is to it
+    beginning = PROGRAM.read_text("utf-8").partition("\nimport argparse\n")[0]  # all of it
     copy.write_text(f'{beginning}\nprint("a version", __file__)\n', "utf-8")
     run_copy(copy, "--version")
     (cached,) = (tmp_path / "__pycache__").iterdir()
@@ -1974,32 +1977,33 @@ REFUSED = [
 ]
 
 
-def test_refused_credentials_are_lines_of_the_log_as_the_readme_s_filter_counts_them(start):
-    running, readme = start(), (HERE / "README.md").read_text("utf-8")
-    running.scanned()
+@pytest.mark.parametrize(("method", "path", "headers", "line", "counted"), REFUSED)
+def test_refused_credentials_are_lines_of_the_log_as_the_readme_s_filter_counts_them(
+    server, method, path, headers, line, counted
+):
+    readme, length = (HERE / "README.md").read_text("utf-8"), len(server.log)
     rules = re.findall(r"^ +(failregex|ignoreregex) = (.*)$", readme, re.M)
     count, ignore = (re.compile(rule.replace("<HOST>", r"127\.0\.0\.1")) for _, rule in rules)
-    for method, path, headers, line, counted in REFUSED:
-        length = len(running.log)
-        if "login" in path:
-            running.call(method, path, {"username": "eve", "password": "pass"})
-        else:
-            with Raw(running) as raw:
-                fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-                target = path.format(upload_token())  # which is soon too old
-                raw.send(
-                    f"{method} {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode("latin-1")
-                )
-                raw.answer()
-        (said,) = running.log[length:].splitlines()
-        assert said.startswith("mediaserver: refused ") and line in said
-        assert said.isprintable()
-        assert bool(count.search(said) and not ignore.search(said)) == counted, said
-    length = len(running.log)
-    assert running.get("/metrics").status == 401, "none is no attack"
-    assert running.log[length:] == ""
-    for secret in ("?", "x=secret", "1.x", "eyJ", upload_token()[-64:]):
-        assert secret not in running.log.partition("upload?token=")[2]
+    if "login" in path:
+        server.call(method, path, {"username": "eve", "password": "pass"})
+    else:
+        target = path.format(token := upload_token())  # which is soon too old
+        fields = [f"{name}: {value}" for name, value in headers.items()]
+        with Raw(server) as raw:
+            raw.send(get_line(target, *fields, method=method))
+            raw.answer()
+        assert token[-64:] not in server.log
+    (said,) = [each for each in server.log[length:].splitlines() if "refused " in each]
+    assert said.startswith("mediaserver: refused ") and line in said
+    assert said.isprintable()
+    assert [secret for secret in ("?", "x=secret", "1.x", "eyJ") if secret in said] == []
+    assert bool(count.search(said) and not ignore.search(said)) == counted
+
+
+def test_who_brings_no_credential_is_no_line_of_the_log(server):
+    length = len(server.log)
+    assert server.get("/metrics").status == 401
+    assert "refused" not in server.log[length:]
 
 
 def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
@@ -2010,7 +2014,7 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
             ms.warn("x" * 10_000)
         settings = types.SimpleNamespace(log_format="json", trusted_proxies=())
         for _ in range(1000):
-            ms.log_request(settings, None, "192.0.2.1", ms.Response(), 0.1)
+            ms.log_request(None, "192.0.2.1", ms.Response(), 0.1, settings=settings)
         assert not select.select([], [writer], [], 0)[1], "there was more than the pipe holds"
 
 
@@ -2059,15 +2063,13 @@ def test_a_scoped_token_lets_do_what_it_says_where_it_says_and_nothing_else(star
     assert status("POST", "/upload", scoped("upload", path="/up"), png()) == 403
     assert status("POST", "/upload", scoped("read", "delete"), png()) == 403
     assert status("POST", "/upload-image", scoped("upload", "read", "delete"), png()) == 403
-    for allowed in (scoped("read"), scoped("read", path="/media"), scoped("read", path=path)):
-        assert status("GET", path, allowed) == 200
-    for refused in (scoped("upload"), scoped("read", path=f"{path}x"), scoped("delete")):
-        assert status("GET", path, refused) == 403
-        assert status("HEAD", path, refused) == 403
-    assert (
-        running.get(f"/{scoped('read', path='/media')}", accept="text/html").body.count(b"<img")
-        == 0
-    )
+    allowed = (scoped("read"), scoped("read", path="/media"), scoped("read", path=path))
+    assert [status("GET", path, token) for token in allowed] == [200] * 3
+    refused = (scoped("upload"), scoped("read", path=f"{path}x"), scoped("delete"))
+    methods = itertools.product(("GET", "HEAD"), refused)
+    assert [status(method, path, token) for method, token in methods] == [403] * 6
+    page = running.get(f"/{scoped('read', path='/media')}", accept="text/html")
+    assert (page.status, page.body.count(b"<img")) == (200, 0)
     assert status("GET", "/list", scoped("read", path="/media")) == 403
     assert status("GET", "/metrics", scoped("read")) == 200
     assert status("POST", "/session", scoped("read")) == 403
@@ -2194,10 +2196,12 @@ def test_tokens_without_a_scope_can_be_turned_off(start, tmp_path):
 
 
 def test_an_upload_token_is_good_for_as_long_as_the_setting_says(start):
-    running = start(token_expiry_seconds="100")
-    for age, status in ((95, 201), (105, 401)):
-        path = f"/upload?token={upload_token(age)}"
-        assert running.send_file("POST", path, png(), headers={}).status == status
+    running = start(token_expiry_seconds="1000")
+    tokens = (upload_token(900), upload_token(1001))
+    assert [
+        running.send_file("POST", f"/upload?token={token}", png(), headers={}).status
+        for token in tokens
+    ] == [201, 401]
 
 
 CREDENTIALS: dict[str, dict[str, str]] = {
@@ -2247,32 +2251,31 @@ def read_closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.parametrize("closed_reads", [False, True])
 @pytest.mark.parametrize(("access", "method", "path", "good", "who"), ENDPOINTS)
 def test_access_is_the_contracts_table_over_http(
-    server, read_closed, access, method, path, good, who
+    server, read_closed, closed_reads, access, method, path, good, who
 ):
-    for running in (server, read_closed):
-        allowed = {"owner", "owner in another case", "admin", who}
-        if who == "everyone" and not (running is read_closed and access == "read"):
-            allowed = set(CREDENTIALS)
-        elif who == "everyone":
-            allowed |= {"reader"}
-        elif who == "user":  # the owner's key is none
-            allowed = {"user", "reader", "writer", "admin"}
-        for name, headers in CREDENTIALS.items():
-            answer = running.request(method, path, headers=headers)
-            expected = good if name in allowed else CLOSED.get(name, 403)
-            assert answer.status == expected, (name, answer.body)
-            if expected == 401:
-                assert answer.headers["WWW-Authenticate"] == "Bearer"
-        wrong = running.request(method, path, headers={"Authorization": "Bearer wrong"})
-        assert wrong.status == 401
-        sign = "&" if "?" in path else "?"
-        uploader = running.request(method, f"{path}{sign}token={upload_token()}")
-        closed = access in {"private read", "write", "user"} or (
-            access == "read" and running is read_closed
-        )
-        assert uploader.status == (403 if closed else good)
+    running = read_closed if closed_reads else server
+    is_open = access == "open" or (access == "read" and not closed_reads)
+    allowed = {"owner", "owner in another case", "admin", "reader" if access == "read" else who}
+    if is_open:
+        allowed = set(CREDENTIALS)
+    elif who == "user":  # the owner's key is none
+        allowed = {"user", "reader", "writer", "admin"}
+    answers = {
+        name: running.request(method, path, headers=headers)
+        for name, headers in CREDENTIALS.items()
+    }
+    expected = {name: good if name in allowed else CLOSED.get(name, 403) for name in CREDENTIALS}
+    assert {name: answer.status for name, answer in answers.items()} == expected
+    assert {answer.headers["WWW-Authenticate"] for answer in answers.values()
+            if answer.status == 401} <= {"Bearer"}  # fmt: skip
+    wrong = running.request(method, path, headers={"Authorization": "Bearer wrong"})
+    assert wrong.status == 401
+    sign = "&" if "?" in path else "?"
+    uploader = running.request(method, f"{path}{sign}token={upload_token()}")
+    assert uploader.status == (good if is_open or access == "upload" else 403)
 
 
 @pytest.mark.parametrize(
@@ -2929,16 +2932,20 @@ def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edite
     assert got and (got.created, got.created_source) == (MADE if source else None, source)
 
 
-def test_xmp_is_asked_before_iptc_and_iptc_before_the_time_of_a_png() -> None:
-    written = (b"tEXt", b"Creation Time\x002021-01-01T00:00:00Z")
+@pytest.mark.parametrize(
+    ("told", "source"), [(("PNG", "IPTC", "XMP"), "xmp"), (("IPTC", "PNG"), "iptc")]
+)
+def test_xmp_is_asked_before_iptc_and_iptc_before_the_time_of_a_png(told, source) -> None:
     iptc = b"\niptc\n%8d\n%b\n" % (len(RESOURCES), RESOURCES.hex().encode())
-    noted = (b"tEXt", b"Raw profile type iptc\0" + iptc)
     later = PACKET.replace(b"2019-05", b"2018-05")
-    described = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + later)
-    for chunks, source in (((written, noted, described), "xmp"), ((noted, written), "iptc")):
-        got = probe(png_with(*chunks, *reversed(chunks)))
-        assert got and got.created_source == source
-        assert (got.created == MADE) is (source == "iptc")
+    chunks = [{
+        "PNG": (b"tEXt", b"Creation Time\x002021-01-01T00:00:00Z"),
+        "IPTC": (b"tEXt", b"Raw profile type iptc\0" + iptc),
+        "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + later),
+    }[name] for name in told]  # fmt: skip
+    got = probe(png_with(*chunks, *reversed(chunks)))
+    assert got and got.created_source == source
+    assert (got.created == MADE) is (source == "iptc")
 
 
 def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
@@ -4010,10 +4017,11 @@ def test_two_who_write_to_one_object_leave_the_store_in_use(no_waits):
 
 def test_a_store_is_left_alone_for_as_long_as_it_asks(no_waits):
     with FakeStore(s3_answer("503 Slow Down", "Retry-After: 20"), S3_OK) as store:
+        begun = time.monotonic()
         with pytest.raises(ms.Unavailable):
             store.client.call(S3_GET)
         assert len(store.asked) == 1
-        assert 15 < store.client._retry_at - time.monotonic() <= 20
+        assert begun + 20 <= store.client._retry_at <= time.monotonic() + 20
 
 
 def test_a_store_whose_clock_is_another_is_asked_by_its_clock(no_waits):
@@ -4505,8 +4513,9 @@ def try_thumbnail(
     return thumbnails.make(folder, known, asset, ahead=ahead)
 
 
-def near(pixel, colour):
-    return all(abs(a - b) < 40 for a, b in zip(pixel[:3], colour, strict=True))
+def near(*colours):
+    """Colours as an encoder may have them."""
+    return [pytest.approx(colour, abs=39) for colour in colours]
 
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -4552,18 +4561,16 @@ def test_every_exif_orientation_comes_out_upright(thumbnails, tmp_path, pillow, 
         1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
         6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270", 99: None,
     }  # fmt: skip
+    turns, shown = getattr(pillow, "Transpose", pillow), {}
     for orientation, turn in stored_as.items():
-        stored = (
-            upright.transpose(getattr(getattr(pillow, "Transpose", pillow), turn))
-            if turn
-            else upright
-        )
+        stored = upright.transpose(getattr(turns, turn)) if turn else upright
         exif = pillow.Exif()
         exif[ms.EXIF_ORIENTATION] = orientation
         stored.save(tmp_path / f"a.{extension}", exif=exif)
         made = make(thumbnails, tmp_path / f"a.{extension}")
-        assert made.size == (256, 128), orientation
-        assert all(map(near, corners(made), (RED, GREEN, BLUE, WHITE))), orientation
+        shown[orientation] = made.size, corners(made)
+    upright = (256, 128), near(RED, GREEN, BLUE, WHITE)
+    assert shown == dict.fromkeys(stored_as, upright)
 
 
 MODES = [
@@ -4598,7 +4605,7 @@ def test_every_mode_and_format_gives_a_png_that_browsers_show(
     if colour_made is not None:
         pixel = made.getpixel((made.width // 2, made.height // 2))
         pixel = pixel if isinstance(pixel, tuple) else (pixel,)
-        assert all(abs(a - b) <= 6 for a, b in zip(pixel, colour_made, strict=True))
+        assert pixel == pytest.approx(colour_made, abs=6)
 
 
 def swapped_profile():
@@ -4616,13 +4623,14 @@ def test_colour_profiles_are_applied_and_bad_ones_are_passed_over(
 ):
     source = tmp_path / f"a.{extension}"
     good, given = swapped_profile(), (220, 60, 40)
-    for profile, expected in ((good, (60, 40, 220)), (good[:200], given), (b"none", given)):
+    shown = []
+    for profile in (good, good[:200], b"none"):
         try:
             pillow.new("RGB", (600, 300), given).save(source, icc_profile=profile)
         except (OSError, KeyError, ValueError) as error:
             pytest.skip(f"this Pillow cannot write that: {error}")
-        pixel = make(thumbnails, source).getpixel((99, 99))
-        assert all(abs(a - b) <= 6 for a, b in zip(pixel, expected, strict=True)), pixel
+        shown.append(make(thumbnails, source).getpixel((99, 99)))
+    assert shown == [pytest.approx(pixel, abs=6) for pixel in ((60, 40, 220), given, given)]
 
 
 def icc(kind: bytes, colours: bytes, connection: bytes, tag: bytes, value: bytes) -> bytes:
@@ -4661,7 +4669,7 @@ def test_profiles_of_grey_and_of_a_press_are_applied(
     source = tmp_path / f"a.{extension}"
     pillow.new(mode, (600, 300), colour).save(source, icc_profile=profile)
     pixel = make(thumbnails, source).convert("RGBA").getpixel((99, 99))
-    assert all(abs(a - b) <= 6 for a, b in zip(pixel, expected, strict=True)), pixel
+    assert pixel == pytest.approx(expected, abs=6)
 
 
 @pytest.mark.parametrize(
@@ -4704,7 +4712,7 @@ def test_values_mean_what_a_picture_without_a_profile_says(
         coded[:4], coded[4:]) + content[33:]  # fmt: skip
     (tmp_path / "a").write_bytes(changed)
     pixel = make(thumbnails, tmp_path / "a").convert("RGB").getpixel((32, 32))
-    assert all(abs(value - expected) <= 6 for value in pixel)
+    assert pixel == pytest.approx((expected,) * 3, abs=6)
 
 
 @pytest.fixture
@@ -4744,7 +4752,7 @@ def test_of_a_heic_picture_that_is_too_large_the_small_one_in_it_is_shown(
     (tmp_path / "a.heic").write_bytes(content)
     made = make(small_memory, tmp_path / "a.heic")
     average = made and made.resize((1, 1), pillow.BOX).getpixel((0, 0))
-    assert bool(made and near(average, (128, 128, 128))) is is_shown, average
+    assert (average == pytest.approx((128,) * 3, abs=39)) is is_shown, average
 
 
 @pytest.mark.parametrize("name", ["a.gif", "b.png"])
@@ -4789,7 +4797,7 @@ def test_sixteen_bits_are_scaled_to_eight(thumbnails, tmp_path, pillow, content,
     pixel = make(thumbnails, tmp_path / "a.png").convert("RGBA").getpixel((32, 32))
     assert pixel[3] == expected[3]
     if expected[3]:  # what cannot be seen may have any colour
-        assert all(abs(a - b) <= 2 for a, b in zip(pixel, expected, strict=True))
+        assert pixel == pytest.approx(expected, abs=2)
 
 
 def bmp_of(bits: int, packing: int, *masks: int, version: int = 108) -> bytes:
@@ -4837,7 +4845,7 @@ def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow, 
     frames = [pillow.new("RGB", (300, 300), colour) for colour in (RED, GREEN, BLUE)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     made = make(thumbnails, tmp_path / name).convert("RGB")
-    assert near(made.getpixel((99, 99)), RED), name
+    assert [made.getpixel((99, 99))] == near(RED)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
@@ -4863,6 +4871,7 @@ def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
     valid = pillow.Exif()
     valid[ms.EXIF_ORIENTATION], valid[0x010F] = 6, "Camera"
     valid = valid.tobytes()
+    impossible = []
     for exif in (
         b"Exif\0\0nonsense",
         b"Exif\0\0",
@@ -4870,7 +4879,9 @@ def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
         *(valid[:at] + b"\xff\xff" + valid[at + 2 :] for at in range(6, len(valid) - 2, 2)),
     ):
         quadrants(pillow).save(tmp_path / "a.jpg", exif=exif)
-        assert make(thumbnails, tmp_path / "a.jpg") is not None, exif
+        if make(thumbnails, tmp_path / "a.jpg") is None:
+            impossible.append(exif)
+    assert impossible == []
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "lossless.webp", "gif", "tif"])
@@ -4884,11 +4895,11 @@ def test_a_picture_that_is_cut_short_is_shown_as_far_as_it_goes(
     whole = tmp_path / f"whole.{extension}"
     picture.save(whole, **({"lossless": True} if "lossless" in extension else {}))
     (tmp_path / "a").write_bytes(whole.read_bytes()[:-2])
-    assert all(map(near, corners(make(thumbnails, tmp_path / "a")), (RED, GREEN)))
+    assert corners(make(thumbnails, tmp_path / "a"))[:2] == near(RED, GREEN)
     (tmp_path / "a").write_bytes(whole.read_bytes()[: whole.stat().st_size * 7 // 10])
     made = make(thumbnails, tmp_path / "a")
     assert made.size == (256, 128)
-    assert all(map(near, corners(made), (RED, GREEN)))
+    assert corners(made)[:2] == near(RED, GREEN)
 
 
 @pytest.mark.parametrize(
@@ -4914,7 +4925,7 @@ def test_a_bmp_of_unusual_pixels_is_shown(
     (tmp_path / "a.bmp").write_bytes(head + lines[0] * 8 + lines[1] * 8)
     made = make(thumbnails, tmp_path / "a.bmp")
     assert made.size == shape
-    assert all(map(near, corners(made), (RED, GREEN, BLUE, WHITE)))
+    assert corners(made) == near(RED, GREEN, BLUE, WHITE)
 
 
 @pytest.mark.parametrize(
@@ -4929,7 +4940,7 @@ def test_a_png_with_long_texts_or_a_long_profile_is_shown(
     start, rest = saved.getvalue()[:33], saved.getvalue()[33:]
     long = png_chunk(kind, head + zlib.compress(b"history" * 300_000))
     (tmp_path / "a.png").write_bytes(start + long * 2 + rest)
-    assert all(map(near, corners(make(thumbnails, tmp_path / "a.png")), (RED, GREEN)))
+    assert corners(make(thumbnails, tmp_path / "a.png"))[:2] == near(RED, GREEN)
 
 
 def test_large_pictures_are_limited_by_memory_and_not_by_pixels(thumbnails, tmp_path, pillow):
@@ -4964,7 +4975,7 @@ def test_of_a_raw_picture_the_largest_jpeg_in_it_is_shown(thumbnails, tmp_path, 
     source.write_bytes(RAWS[raw].ljust(999, b"\0") + b"".join(parts) + lossless + bytes(999))
     made = make(thumbnails, source)
     assert made.size == (256, 128)
-    assert near(made.getpixel((9, 9)), GREEN)
+    assert [made.getpixel((9, 9))] == near(GREEN)
 
 
 @pytest.mark.parametrize(("size", "expected"), [((160, 80), (80, 160)), ((160, 120), None)])
@@ -4978,7 +4989,7 @@ def test_the_small_picture_in_exif_stands_in_only_if_it_has_the_shape_of_the_pic
     exif = b"Exif\0\0" + exif_tiff() + small.getvalue()
     app1 = struct.pack(">BBH", 0xFF, 0xE1, len(exif) + 2) + exif
     (tmp_path / "a.jpg").write_bytes(whole[:2] + app1 + whole[2:])
-    assert near(make(thumbnails, tmp_path / "a.jpg").getpixel((9, 9)), RED)
+    assert [make(thumbnails, tmp_path / "a.jpg").getpixel((9, 9))] == near(RED)
     (tmp_path / "a.jpg").write_bytes(whole[:2] + app1 + whole[2:200])  # no pixel is left
     made = make(thumbnails, tmp_path / "a.jpg")
     assert (made and made.size) == expected
@@ -5014,11 +5025,16 @@ def abort(*_):
 
 
 def spin(*_):
+    """Compute for ever; the limit of CPU that should be set comes sooner here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(1, soft), hard))
     while True:
         pass
 
 
 def block(*_):
+    """Wait for ever; the alarm that should be set comes sooner here."""
+    signal.alarm(min(1, signal.alarm(0)))
     signal.pause()
 
 
@@ -5059,9 +5075,6 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
 
     request.addfinalizer(lambda: SPILLED.unlink(missing_ok=True))
     monkeypatch.setattr(ms, "write_renditions", write_renditions)
-    monkeypatch.setattr(ms, "DECODE_CPU_SECONDS", 1)
-    if crash is block:  # the others end for another reason, on a busy machine after a while
-        monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1)
     thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
     quadrants(pillow).save(tmp_path / "good.jpg")
@@ -5069,8 +5082,7 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     assert make(thumbnails, tmp_path / "bad.jpg") is None
     assert (tmp_path / "begun").exists()
     assert make(thumbnails, tmp_path / "good.jpg", sha256="cd" * 32) is not None
-    assert SPILLED.exists() is (crash is spill)
-    assert crash is not spill or SPILLED.stat().st_size == 0
+    assert [path.stat().st_size for path in (SPILLED,) if path.exists()] == [0] * (crash is spill)
     stop_host(thumbnails, host)
 
 
@@ -5245,10 +5257,9 @@ RED_THEN_BLUE = "color=red:s=640x320:d=0.9:r=10[a];color=blue:s=640x320:d=4:r=10
 
 def test_a_video_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pillow, ffmpeg):
     source = make_video(tmp_path / "-%03d:video.mp4", RED_THEN_BLUE, "-c:v", "mpeg4")
-    for duration, colour in ((None, RED), (1.5, RED), (4.9, BLUE)):
-        made = make(thumbnails, source, "video", duration)
-        assert made.size == (256, 128)
-        assert near(made.convert("RGB").getpixel((9, 9)), colour), duration
+    shown = [make(thumbnails, source, "video", duration) for duration in (None, 1.5, 4.9)]
+    assert [made.size for made in shown] == [(256, 128)] * 3
+    assert [made.convert("RGB").getpixel((9, 9)) for made in shown] == near(RED, RED, BLUE)
     assert make(thumbnails, source, "image") is None
 
 
@@ -5258,7 +5269,8 @@ def test_a_video_that_ends_before_the_second_asked_for_is_shown_by_its_first_fra
 ):
     options = ("-frames:v", "1", "-c:v", "mpeg4")
     short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
-    assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
+    pixel = make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9))
+    assert [pixel] == near(BLUE)
 
 
 def test_a_video_whose_download_was_cut_short_is_shown_by_what_has_come(
@@ -5269,7 +5281,8 @@ def test_a_video_whose_download_was_cut_short_is_shown_by_what_has_come(
     content = whole.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
     whole.write_bytes(content[: content.index(b"mdat") + 40_000])
-    assert near(make(thumbnails, whole, "video", 9.0).convert("RGB").getpixel((9, 9)), BLUE)
+    pixel = make(thumbnails, whole, "video", 9.0).convert("RGB").getpixel((9, 9))
+    assert [pixel] == near(BLUE)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0x94), ("arib-std-b67", 0xBF)])
@@ -5284,10 +5297,11 @@ def test_graphics_white_of_an_hdr_video_is_white(
     source = make_video(tmp_path / "a.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
     pixel = make(thumbnails, source, "video").convert("RGB").getpixel((9, 9))
     assert min(pixel) >= 240
+    plain = []
     for tags in ((), ("-color_trc", "bt709", "-color_primaries", "bt709")):
-        plain = make_video(tmp_path / "b.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
-        pixel = make(thumbnails, plain, "video").convert("RGB").getpixel((9, 9))
-        assert abs(pixel[0] - white) <= 4
+        source = make_video(tmp_path / "b.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
+        plain.append(make(thumbnails, source, "video").convert("RGB").getpixel((9, 9))[0])
+    assert plain == pytest.approx([white] * 2, abs=4)
 
 
 @pytest.mark.parametrize(("height", "matrix"), [(716, "bt601"), (720, "bt709")])
@@ -5299,7 +5313,7 @@ def test_a_video_that_names_no_colours_has_those_of_its_height(
         tmp_path / "a.mkv", f"{red},format=yuv420p", "-c:v", "mpeg4", "-qscale:v", "2"
     )
     pixel = make(thumbnails, source, "video").convert("RGB").getpixel((2, 9))
-    assert all(abs(a - b) <= 5 for a, b in zip(pixel, (0xDC, 0x3C, 0x28), strict=True))
+    assert pixel == pytest.approx((0xDC, 0x3C, 0x28), abs=5)
 
 
 def test_a_video_is_upright_with_square_pixels_and_not_enlarged(
@@ -6541,17 +6555,17 @@ def test_gzip_is_taken_where_its_weight_is_not_zero(value: str, accepted: bool) 
 
 
 def test_a_head_is_formatted() -> None:
-    head = ms.format_head(404, [("Content-Length", "0"), ("X-Name", "caf\xe9")])
+    head = ms.format_head(404, {"Content-Length": "0", "X-Name": "caf\xe9"})
     assert head == b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nX-Name: caf\xe9\r\n\r\n"
-    assert ms.format_head(299, []) == b"HTTP/1.1 299 \r\n\r\n"
+    assert ms.format_head(299, {}) == b"HTTP/1.1 299 \r\n\r\n"
 
 
 @pytest.mark.parametrize("text", ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\r", "\n", "€"])
 @pytest.mark.parametrize("where", ["name", "value"])
 def test_an_answer_cannot_be_split(text: str, where: str) -> None:
-    field = ("X", text) if where == "value" else (text, "x")
+    field = {"X": text} if where == "value" else {text: "x"}
     with pytest.raises(ValueError):
-        ms.format_head(200, [("A", "b"), field, ("C", "d")])
+        ms.format_head(200, {"A": "b", **field, "C": "d"})
 
 
 # ======================================================================================
@@ -6945,20 +6959,19 @@ class Echo:
         return None
 
     def finish(self):
-        return ms.Response(200, [], self.content)
+        return ms.Response(200, {}, self.content)
 
     def refuse(self, error):
-        return ms.Response(error.status, error.headers.items(), b"refused")
+        return ms.Response(error.status, error.headers, b"refused")
 
     def abandon(self):
         pass
 
 
 def set_patience(monkeypatch, seconds: float) -> None:
-    """Set how long a Server waits for what a client is to send or read."""
+    """Set how long a Server waits for what a client is to send or read, from its next step on."""
     for state, wait in ms.WAITS.items():
-        if state is not ms.State.LINGERING:
-            monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
     monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
 
 
@@ -6985,7 +6998,8 @@ class EchoService:
             echo.abandon = lambda: 1 / 0
         if head.path == "/file":
             source = io.FileIO(self.path)
-            return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
+            body = [ms.FileSlice(source, 0, self.size)]
+            return ms.Response(200, {}, body, length=self.size, resource=source)
         return echo if head.has_body else echo.finish()
 
     def inline(self, head, turn):
@@ -6998,7 +7012,7 @@ class EchoService:
         return head.headers.get("x-client", peer)
 
     def on_error(self, error, origin):
-        return ms.Response(error.status, error.headers.items(), b"refused")
+        return ms.Response(error.status, error.headers, b"refused")
 
     def on_answered(self, head, peer, response, seconds):
         pass
@@ -7018,8 +7032,6 @@ def close_bare(server: ms.Server) -> None:
 def bare_server(monkeypatch):
     """A patient Server in this process, around an EchoService."""
     set_patience(monkeypatch, DEADLINE)
-    lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
-    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
     for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
@@ -7079,6 +7091,21 @@ def states(server: ms.Server) -> Counter[ms.State]:
     return Counter(connection.state for connection in server.connections.within(*ms.WAITS))
 
 
+def join(server: ms.Server) -> Raw:
+    """A connection that the server has taken in: the deadlines that it has are patient ones."""
+    before = server.connections.descriptors
+    raw = Raw(server)
+    wait_until(lambda: server.connections.descriptors > before)
+    return raw
+
+
+def look_at_deadlines(server: ms.Server) -> None:
+    """Wait until the server has ended all connections whose deadline is over now."""
+    for _ in range(2):  # it sets `turned_at` before it looks
+        before = server.turned_at
+        wait_until(lambda before=before: server.turned_at > before)
+
+
 @pytest.mark.parametrize("coding", ["length", "chunked"])
 @pytest.mark.parametrize("size", [1, 3, 10_000])
 def test_a_request_is_accepted_once_however_its_body_comes(bare_server, size, coding):
@@ -7117,11 +7144,11 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
 )
 def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data, soon):
     monkeypatch.setattr(ms, "BODY_SECONDS", soon)  # that a thread waits itself
-    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(post("/quick", 50_000) + bytes(50_000))  # which earns no time for the next
         assert raw.answer().status == 200
+        monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
         raw.send(data)
 
         def is_answered() -> bool:
@@ -7150,11 +7177,7 @@ def test_what_goes_wrong_with_an_answer_ends_its_connection_and_is_said_unless_t
     assert (said in capsys.readouterr().err) is is_said
 
 
-def test_what_comes_behind_a_refused_head_is_read_lest_the_answer_is_lost(
-    bare_server, monkeypatch
-):
-    patient = ms.WAITS[ms.State.LINGERING]._replace(seconds=DEADLINE)
-    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, patient)
+def test_what_comes_behind_a_refused_head_is_read_lest_the_answer_is_lost(bare_server):
     with Raw(bare_server) as raw:
         raw.send(b"nonsense\r\n\r\n")
         assert raw.answer().status == 400
@@ -7163,11 +7186,13 @@ def test_what_comes_behind_a_refused_head_is_read_lest_the_answer_is_lost(
     wait_until(lambda: not bare_server.connections.descriptors)
 
 
-def test_a_request_that_is_worked_on_has_no_deadline(bare_server, monkeypatch):
-    set_patience(monkeypatch, 0.05)
-    with Raw(bare_server) as raw:
+def test_a_request_that_is_worked_on_has_no_deadline(bare_server):
+    with join(bare_server) as raw:
+        (connection,) = bare_server.connections.within(ms.State.HEAD)
         raw.send(get_line("/wait"))
-        assert not select.select([raw.socket], [], [], 0.2)[0]
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        connection.deadline = 0.0  # that of the head
+        look_at_deadlines(bare_server)
         bare_server.service.going_on.set()
         assert raw.answer().status == 200
 
@@ -7190,14 +7215,15 @@ def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsy
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
-    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+def test_what_comes_of_a_body_earns_time_for_the_rest(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MIN_RATE", 10 / DEADLINE)
     with Raw(bare_server) as raw:
-        raw.send(post("/a", 100) + bytes(10))  # which earn the time for the next ten
-        for _ in range(9):
-            time.sleep(0.05)
-            raw.send(bytes(10))
+        raw.send(post("/a", 20))
+        (body,) = wait_until(lambda: bare_server.connections.within(ms.State.BODY))
+        due = body.due
+        raw.send(bytes(10))
+        assert wait_until(lambda: body.due - due) == pytest.approx(DEADLINE)
+        raw.send(bytes(10))
         assert raw.answer().status == 200
 
 
@@ -7321,12 +7347,13 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     scanner = types.SimpleNamespace(progress=ms.SharedProgress())
     app = types.SimpleNamespace(hot={}, hot_bytes=0, scanner=scanner)
     content = ms.Content(bytes(100), 100, "", "", None, "")
-    hot = ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0)
+    hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
-    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0))
+    hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
+    ms.App.remember(app, f"/{999:060000}", hot)
     assert app.hot_bytes == before
 
 
@@ -7456,20 +7483,24 @@ def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
 @pytest.mark.parametrize(
     ("data", "status"),
     [
-        (b"GET / HT", 408),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 408),
-        (b"", None),
-        (get_line("/a"), 200),
+        (b"GET / HT", 408), (post("/", 5) + b"hel", 408), (get_line("/a"), 200),
+        (b"nonsense\r\n", 400),
     ],
-)
-def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(
+)  # fmt: skip
+def test_what_stops_moving_ends_and_an_idle_connection_is_closed(
     bare_server, monkeypatch, data, status
 ):
-    set_patience(monkeypatch, 0.3)
-    with Raw(bare_server) as raw:
+    with join(bare_server) as raw:
+        set_patience(monkeypatch, 0.1)
         raw.send(data)
-        if status:
-            assert raw.answer().status == status
+        assert raw.answer().status == status
+        assert raw.is_closed()
+        wait_until(lambda: not bare_server.connections.descriptors)
+
+
+def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
+    set_patience(monkeypatch, 0.1)
+    with Raw(bare_server) as raw:
         assert raw.is_closed()
 
 
@@ -7490,8 +7521,10 @@ def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
 
 
 def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
-    monkeypatch.setattr(ms, "HEAD_SECONDS", 0.3)
     with Raw(bare_server) as raw:
+        raw.send(get_line("/a"))
+        assert raw.answer().status == 200
+        monkeypatch.setattr(ms, "HEAD_SECONDS", 0.3)
         raw.send(b"GET / HTTP/1.1\r\nX: ")
         while not select.select([raw.socket], [], [], 0.02)[0]:
             raw.send(b"a")
@@ -7696,10 +7729,9 @@ def test_a_crash_during_uploads_loses_nothing_answered_and_leaves_nothing_half_d
     again.scanned()
     for path, content in answered:
         assert again.get(path, **OWNER).body == content
-    for folder in (again.storage, again.data / "images"):
-        assert list((folder / ".incoming").iterdir()) == []
+    assert not left_arriving(again.storage)
     files = list((again.storage / "media").iterdir())
-    assert all(file.read_bytes().endswith(png()[-12:]) for file in files)
+    assert {file.read_bytes()[-12:] for file in files} == {png()[-12:]}
     assert again.get("/media").json["count"] == len(files)
 
 
@@ -7731,7 +7763,7 @@ def test_a_worker_that_meets_a_damaged_index_does_not_take_it_from_the_others(tm
     damaged = b"this is no database " * 500
     path.write_bytes(damaged)
     settings = ms.Settings()._replace(database_url=path)
-    assert ms.run_server(settings, None, None, None, None, ms.Meter(1, 1))
+    assert ms.run_server(ms.Shared(settings, None, None, None, ms.Meter(1, 1), None))
     assert path.read_bytes() == damaged
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, f"{path.name}-suspect"}
     ms.open_index(path).close()
@@ -7887,8 +7919,7 @@ def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_
                 made[key] += 1
                 yield f'"{key}"'
 
-            about = (index, key, False)
-            content = listing.find(*about) or listing.make(*about, pieces)
+            content = listing.find(index, key) or listing.make(index, key, pieces, zipped=False)
             assert os.pread(content.source.fileno(), 99, 0).decode() == f'"{key}"'
             content.source.close()
 
@@ -7939,19 +7970,19 @@ def test_what_a_clock_that_was_wrong_has_written_keeps_no_file_and_nobody_out(st
     assert user.call("GET", "/api/auth/profile/")[0] == 200
 
 
-def test_without_a_temporary_folder_lists_lie_in_data_and_on_a_full_disk_in_memory(
-    start, tmp_path
-):
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("folder", [".", "gone"])
+def test_a_list_lies_in_its_folder_or_in_memory(tmp_path, folder, zipped):
     pieces = ["[", *(f'"{number}",' for number in range(9999)), "0]"]
-    plain = "".join(pieces).encode()
-    for folder in (tmp_path, tmp_path / "gone"):
-        for zipped in (False, True):
-            content = ms.write_listing(lambda: iter(pieces), zipped, folder)
-            with content.source as file:
-                data = os.pread(file.fileno(), content.size, 0)
-            assert (gzip.decompress(data) if zipped else data) == plain
-            assert content.sha256 == sha256(data)
-    with ms.write_listing(lambda: iter(["[]"]), True, tmp_path / "gone").source as file:
+    content = ms.write_listing(lambda: iter(pieces), tmp_path / folder, zipped=zipped)
+    with content.source as file:
+        data = os.pread(file.fileno(), content.size, 0)
+    assert (gzip.decompress(data) if zipped else data) == "".join(pieces).encode()
+    assert content.sha256 == sha256(data)
+
+
+def test_without_a_temporary_folder_lists_are_answered_all_the_same(start, tmp_path):
+    with ms.write_listing(lambda: iter(["[]"]), tmp_path / "gone", zipped=True).source as file:
         assert os.pread(file.fileno(), 99, 0) == b"[]"
     running = start(tmpdir="/nowhere")
     running.upload(png())
@@ -8215,10 +8246,11 @@ def test_what_is_too_large_is_told_the_bound_in_megabytes_and_its_setting(
 ):
     running = start(max_upload_bytes=str(3 << 20), max_media_bytes=str(5 << 19))
     body, content_type = form("a.png", png_of(4 << 20), field)
-    for sent in (body, iter([body])):  # with a length, and chunked
-        headers = {**OWNER, "Content-Type": content_type}
-        answer = running.request("POST", path, sent, headers)
-        assert (answer.status, bound in answer.json["detail"]) == (413, True), answer.json
+    headers = {**OWNER, "Content-Type": content_type}
+    sent = (body, iter([body]))  # with a length, and chunked
+    answers = [running.request("POST", path, each, headers) for each in sent]
+    assert [(answer.status, bound in answer.json["detail"]) for answer in answers] == [
+        (413, True)] * 2  # fmt: skip
 
 
 def test_other_fields_beside_the_file_are_passed_over(server):
@@ -8261,11 +8293,10 @@ def test_origins_can_be_named_or_turned_off(start, tmp_path):
     asked = {"Access_Control_Request_Method": "PUT"}
     named = start(cors_allow_origins="https://A.example, https://b.example")
     path = f"/media/{named.upload(png()).json['filename']}"
-    for origin, allowed in (("https://a.example", True), ("https://c.example", False)):
-        for _ in range(2):
-            answer = named.get(path, Origin=origin)
-            assert answer.headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
-            assert "Origin" in answer.headers["Vary"]
+    origins = ["https://a.example", "https://c.example"] * 2
+    answers = [named.get(path, Origin=origin).headers for origin in origins]
+    assert [each["Access-Control-Allow-Origin"] for each in answers] == [origins[0], None] * 2
+    assert [each["Vary"] for each in answers if "Origin" not in each["Vary"]] == []
     off = start(cors_allow_origins="", storage=str(tmp_path / "off"))
     for method, path in (("GET", "/health"), ("GET", "/nothing"), ("OPTIONS", "/media")):
         answer = off.request(method, path, headers={"Origin": "https://a.example", **asked})
@@ -8281,10 +8312,9 @@ def test_long_json_is_gzipped_for_those_who_take_it_and_nothing_else(server):
     assert packed.headers["Content-Encoding"] == "gzip"
     assert gzip.decompress(packed.body) == plain.body
     assert len(packed.body) < len(plain.body)
-    for path in ("/health", f"/media/{made['filename']}"):
-        answer = server.get(path, Accept_Encoding="gzip")
-        assert answer.headers["Content-Encoding"] is None
-    assert server.get("/list", Accept_Encoding="gzip;q=0").headers["Content-Encoding"] is None
+    plain = [("/health", "gzip"), (f"/media/{made['filename']}", "gzip"), ("/list", "gzip;q=0")]
+    answers = [server.get(path, Accept_Encoding=accepted) for path, accepted in plain]
+    assert [answer.headers["Content-Encoding"] for answer in answers] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -8300,10 +8330,9 @@ def test_answers_are_utf_8_json_with_a_sentence_for_an_error_and_no_secret(
     answer = server.request(method, path, headers=headers)
     assert answer.headers["Content-Type"].startswith("application/json")
     detail = answer.json["detail"]
-    assert isinstance(detail, str)
-    assert detail
-    for secret in (OWNER_KEY, UPLOAD_SECRET, JWT_KEY, str(server.storage)):
-        assert secret not in answer.body.decode()
+    assert isinstance(detail, str) and detail != ""
+    secrets = (OWNER_KEY, UPLOAD_SECRET, JWT_KEY, str(server.storage))
+    assert [secret for secret in secrets if secret in answer.body.decode()] == []
 
 
 FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "photos.example"}
@@ -8312,20 +8341,23 @@ FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "photos.example"}
 def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
     untrusting = start(trusted_proxies="10.0.0.0/8")
     fixed = start(public_url="https://p.example/pics/", storage=str(tmp_path / "fixed"))
-    for running, headers, base in (
-        (server, {"Host": "nas:8000"}, "http://nas:8000"),
-        (server, FORWARDED, "https://photos.example"),
-        (server, {"X-Forwarded-Proto": "javascript", "Host": "nas"}, "http://nas"),
-        (untrusting, {**FORWARDED, "Host": "nas"}, "http://nas"),
-        (fixed, FORWARDED, "https://p.example/pics"),
-    ):
-        made = running.send_file("POST", "/upload", png(), headers={**OWNER, **headers})
-        assert made.json["url"].startswith(f"{base}/")
-        assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json["url"]
-        made = running.send_file("POST", "/upload-image", png(), headers={**OWNER, **headers})
-        assert made.json["image_url"].startswith(f"{base}/")
-        listed = running.request("GET", "/media", headers=headers).json
-        assert listed["files"][0]["url"].startswith(f"{base}/media/")
+
+    def bases(running: Server, headers: Mapping[str, str]) -> set[str]:
+        fields = {**OWNER, **headers}
+        media = running.send_file("POST", "/upload", png(), headers=fields)
+        url, location = media.json["url"], media.headers["Location"]
+        image = running.send_file("POST", "/upload-image", png(), headers=fields).json["image_url"]
+        listed = running.request("GET", "/media", headers=headers).json["files"][0]["url"]
+        base = url.partition("/media/")[0]
+        assert urljoin(f"{base}/upload", location) == url
+        return {base, image.partition("/image/")[0], listed.partition("/media/")[0]}
+
+    assert bases(server, {"Host": "nas:8000"}) == {"http://nas:8000"}
+    assert bases(server, FORWARDED) == {"https://photos.example"}
+    odd = {"X-Forwarded-Proto": "javascript", "Host": "nas"}
+    assert bases(server, odd) == {"http://nas"}
+    assert bases(untrusting, {**FORWARDED, "Host": "nas"}) == {"http://nas"}
+    assert bases(fixed, FORWARDED) == {"https://p.example/pics"}
 
 
 def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_head(
@@ -8523,36 +8555,35 @@ def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
         _, made = running.call("POST", path, {"name": "a", "type": "image"})
         things[f"{path}{made['id']}/"] = ["PUT", "PATCH", "DELETE"]
     for path, methods in things.items():
+        is_file = path.startswith("/media/")
         wrong = [
             {"If-Match": '"0"'}, {"If-Match": f'W/{tag}, "0"'}, {"If-Unmodified-Since": long_ago},
             {"If-None-Match": "*"}, {"If-Match": "*", "If-None-Match": "*"},
-            *([{"If-None-Match": f'"0", W/{tag}'}] if path.startswith("/media/") else []),
+            *([{"If-None-Match": f'"0", W/{tag}'}] if is_file else []),
         ]  # fmt: skip
-        for method, condition in itertools.product(methods, wrong):
-            answer = running.request(method, path, headers=condition)
-            assert answer.status == 412, (method, path, condition)
-            missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
-            assert missing.status == 404, (method, path, condition)
+        asked = {path: 412, f"{path.rstrip('/')}0/": 404}
+        for target, method, condition in itertools.product(asked, methods, wrong):
+            status = running.request(method, target, headers=condition).status
+            assert status == asked[target], (method, target, condition)
         shown = running.get(path)
-        assert (shown.status, shown.headers["ETag"]) == (
-            (200, tag) if path.startswith("/media/") else (200, None)
-        )
-        right = {"If-Match": tag if path.startswith("/media/") else "*",
-                 "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
-        assert running.request("DELETE", path, headers=right).status in {200, 204}
-        assert running.request("DELETE", path, headers=right).status == 404
+        assert (shown.status, shown.headers["ETag"]) == (200, tag if is_file else None)
+        right = {"If-Match": tag if is_file else "*", "If-None-Match": '"0"',
+                 "If-Unmodified-Since": long_ago}  # fmt: skip
+        gone = [running.request("DELETE", path, headers=right).status for _ in range(2)]
+        assert gone == [204 if path.startswith("/api/") else 200, 404]
 
 
 def test_a_deleted_image_is_gone_from_everywhere(server):
     content = png()
     name = server.upload(content).json["filename"]
     assert server.get(f"/media/{name}").status == 200
-    for headers, status in (({}, 401), (READER, 403)):
-        assert server.request("DELETE", f"/media/{name}", headers=headers).status == status
+    assert server.request("DELETE", f"/media/{name}").status == 401
+    assert server.request("DELETE", f"/media/{name}", headers=READER).status == 403
     answer = server.request("DELETE", f"/media/{name}?token={upload_token()}")
     assert (answer.status, answer.json) == (200, {"deleted": name})
-    for method, path in (("DELETE", "/media"), ("GET", "/media"), ("HEAD", "/media")):
-        assert server.request(method, f"{path}/{name}", headers=OWNER).status == 404
+    asked = {method: server.request(method, f"/media/{name}", headers=OWNER).status
+             for method in ("DELETE", "GET", "HEAD")}  # fmt: skip
+    assert asked == {"DELETE": 404, "GET": 404, "HEAD": 404}
     assert server.get(f"/image/{sha256(content)}").status == 404
     assert not (server.storage / "media" / name).exists()
     assert name not in str(server.get("/media").json)
@@ -8692,12 +8723,12 @@ def test_head_says_what_get_says_without_the_body(server, served, path):
 def test_an_svg_is_served_so_that_no_script_in_it_runs(server):
     content = svg("<script>document.documentElement.setAttribute('ran', 'yes')</script>")
     made = server.upload(content, "a.svg").json
-    for path in (f"/media/{made['filename']}", f"/image/{made['sha256']}"):
-        policy = server.get(path).headers["Content-Security-Policy"]
-        assert "default-src 'none'" in policy
-        assert "sandbox" in policy
-        assert "script-src" not in policy
-        assert "allow-scripts" not in policy
+    paths = (f"/media/{made['filename']}", f"/image/{made['sha256']}")
+    (policy,) = {server.get(path).headers["Content-Security-Policy"] for path in paths}
+    assert "default-src 'none'" in policy
+    assert "sandbox" in policy
+    assert "script-src" not in policy
+    assert "allow-scripts" not in policy
 
 
 def dump_page(url: str, home: Path) -> str:
@@ -8780,8 +8811,8 @@ def test_new_changed_moved_and_deleted_files_show_after_the_next_scan(start, tmp
     assert names(running) == {"a.png", "later/b2.png", "new.png"}
     assert set(running.listed()) == {sha256(c) for c in (content["d"], content["b"], new)}
     assert running.get(f"/image/{sha256(content['b'])}").body == content["b"]
-    for gone in (content["a"], content["c"]):
-        assert running.get(f"/image/{sha256(gone)}").status == 404
+    gone = [running.get(f"/image/{sha256(content[name])}").status for name in "ac"]
+    assert gone == [404, 404]
 
 
 def test_an_edit_that_keeps_size_and_time_is_found_by_ctime(start, tmp_path):
@@ -8926,11 +8957,10 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     kept = f"/media/{running.upload(png_of(900)).json['filename']}"
     running.storage.rename(tmp_path / "away")
     assert running.request("DELETE", kept, headers=OWNER).status == 503
-    for method, path in (("POST", "/upload"), ("PUT", "/image/a.png")):
-        answer = running.send_file(method, path, png())
-        assert answer.status == 503
-        assert answer.headers["Retry-After"]
-        assert str(tmp_path) not in str(answer.json)
+    answers = [running.upload(png()), running.put("/image/a.png", png())]
+    assert [(answer.status, "Retry-After" in answer.headers) for answer in answers] == [
+        (503, True)] * 2  # fmt: skip
+    assert str(tmp_path) not in str([answer.json for answer in answers])
     assert not running.storage.exists()
     assert running.get("/health").json["status"] == "degraded"
     (tmp_path / "away").rename(running.storage)
@@ -8970,8 +9000,9 @@ def test_a_full_disk_is_507_and_leaves_nothing(start, tmp_path):
     before = files_below(running.storage)
     for process in (running.process.pid, *worker_ids(running)):
         resource.prlimit(process, limit, (4_000_000, 4_000_000))
-    for method, path in (("POST", "/upload"), ("PUT", "/image/a.png"), ("POST", "/upload-image")):
-        assert running.send_file(method, path, png_of(5_000_000)).status == 507
+    large = png_of(5_000_000)
+    answers = running.upload(large), running.put("/image/a.png", large), running.store(large)
+    assert [answer.status for answer in answers] == [507] * 3
     assert files_below(running.storage) == before
     assert running.upload(png()).status == 201
 
@@ -9563,11 +9594,11 @@ def test_a_preview_is_public_where_everyone_may_read_the_file(server):
     made = server.request("POST", "/entity/", body, {**OWNER, "Content-Type": content_type})
     stored = server.store(private, f"{unique().decode()}.png")
     assert (made.status, stored.status) == (201, 201)
-    for content, rule in ((entity, "public"), (private, "private")):
-        answer = server.get(f"/preview/{sha256(content)}?size=320", **READER)
-        assert (answer.status, answer.headers["Cache-Control"]) == (
-            200, f"{rule}, max-age=31536000, immutable",
-        )  # fmt: skip
+    shown = [server.get(f"/preview/{sha256(content)}?size=320", **READER)
+             for content in (entity, private)]  # fmt: skip
+    assert [(answer.status, answer.headers["Cache-Control"]) for answer in shown] == [
+        (200, "public, max-age=31536000, immutable"), (200, "private, max-age=31536000, immutable")
+    ]  # fmt: skip
 
 
 def test_there_are_previews_of_videos_and_none_of_audio_drawings_and_unknown_hashes(
@@ -9581,8 +9612,8 @@ def test_there_are_previews_of_videos_and_none_of_audio_drawings_and_unknown_has
     answer = server.get(f"/preview/{sha256(source.read_bytes())}?size=720", Accept="image/webp")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "image/webp")
     digest = server.upload(svg(), "a.svg").json["sha256"]
-    for unknown, status in ((digest, 404), ("0" * 64, 404), ("x", 400)):
-        assert server.get(f"/preview/{unknown}?size=320").status == status
+    asked = [server.get(f"/preview/{each}?size=320").status for each in (digest, "0" * 64, "x")]
+    assert asked == [404, 404, 400]
 
 
 def test_previews_are_private_where_their_pictures_are(start):
@@ -9590,11 +9621,11 @@ def test_previews_are_private_where_their_pictures_are(start):
     running = start(read_auth_enabled="true")
     private, public = png(30, 20), running.upload(png(20, 30)).json["sha256"]
     running.store(private, "a.png")
-    for path in (f"/preview/{sha256(private)}?size=320", f"/preview/{public}?size=320"):
-        answer = running.get(path, **READER)
-        assert answer.status == 200
-        assert "private" in answer.headers["Cache-Control"]
-        assert running.get(path).status == 401
+    paths = [f"/preview/{digest}?size=320" for digest in (sha256(private), public)]
+    answers = [running.get(path, **READER) for path in paths]
+    assert [(answer.status, answer.headers["Cache-Control"]) for answer in answers] == [
+        (200, "private, max-age=31536000, immutable")] * 2  # fmt: skip
+    assert [running.get(path).status for path in paths] == [401] * 2
 
 
 def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
@@ -9844,12 +9875,11 @@ def test_puts_of_one_name_at_once_overwrite_nothing(server):
 def test_closed_reads_are_answered_for_no_shared_cache(read_closed):
     made = read_closed.upload(png()).json
     assert read_closed.get(f"/image/{made['sha256']}").status == 401
-    for path in (f"/image/{made['sha256']}", f"/media/{made['filename']}"):
-        for _ in range(2):
-            answer = read_closed.get(path, **READER)
-            assert answer.status == 200
-            assert "private" in answer.headers["Cache-Control"]
-        assert read_closed.get(path).status == 401
+    paths = [f"/image/{made['sha256']}", f"/media/{made['filename']}"]
+    answers = [read_closed.get(path, **READER) for path in paths * 2]
+    assert [(each.status, each.headers["Cache-Control"].split(",")[0]) for each in answers] == [
+        (200, "private")] * 4  # fmt: skip
+    assert [read_closed.get(path).status for path in paths] == [401] * 2
 
 
 # -- images: private image box -----------------------------------------------------------
@@ -9947,14 +9977,11 @@ def test_what_is_stored_under_any_name_is_served_under_the_url_that_was_answered
 
 def test_slugs_are_stored_where_the_setting_says_so(start):
     running = start(slugify_filenames="true")
-    for given, stored in (
-        ("Größe & Maß (1).PNG", "grosse-mass-1.png"), ("☃.png", r"[0-9a-f]{16}\.png"),
-        ("家族.png", r"[0-9a-f]{16}\.png"), ("Семья.png", "semia.png"), (".png", "file.png"),
-    ):  # fmt: skip
-        name = running.store(png(), given).json["stored_as"]
-        assert re.fullmatch(stored, name)
-    clash = running.store(png(), "grosse-mass-1.png").json["stored_as"]
-    assert re.fullmatch(r"grosse-mass-1_\d{8}T\d{12}Z\.png", clash)
+    given = ("Größe & Maß (1).PNG", "Семья.png", ".png", "☃.png", "家族.png", "grosse-mass-1.png")
+    names = [running.store(png(), name).json["stored_as"] for name in given]
+    assert names[:3] == ["grosse-mass-1.png", "semia.png", "file.png"]
+    assert [*map(re.compile(r"[0-9a-f]{16}\.png").fullmatch, names[3:5])].count(None) == 0
+    assert re.fullmatch(r"grosse-mass-1_\d{8}T\d{12}Z\.png", names[5])
 
 
 @pytest.mark.parametrize(
@@ -10016,12 +10043,16 @@ def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(s
     ]  # fmt: skip
     paths = ("/image/mine.png", f"/media/{shown['filename']}", f"/image/{shown['sha256']}")
     for path, method, _ in itertools.product(paths, ("GET", "HEAD"), range(2)):
-        for headers, status in asked:
-            assert running.request(method, path, headers=headers).status == status, (path, headers)
-    lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
-    shown = [line for line in lines if line["status"] == 200 and line["path"] in paths]
-    shown_to = Counter(line["principal"] for line in shown)
-    assert shown_to == {"owner": 12, "token 1000000007": 12, "view": 12}
+        found = [running.request(method, path, headers=headers).status for headers, _ in asked]
+        assert found == [status for _, status in asked], (method, path)
+
+    def shown_to() -> Counter[str]:
+        lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
+        shown = [line for line in lines if line["status"] == 200 and line["path"] in paths]
+        return Counter(line["principal"] for line in shown)
+
+    wait_until(lambda: shown_to().total() == 36, "the lines of the log, which follow the answers")
+    assert shown_to() == {"owner": 12, "token 1000000007": 12, "view": 12}
     content = png()
     (running.data / "images/mine.png").write_bytes(content)
     assert running.get("/image/mine.png", **OWNER).body == content
@@ -10082,17 +10113,17 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
     running.upload(png())  # so that the lists have something
     digest, draws = sha256(content), importlib.util.find_spec("PIL") is not None
     running.rescan()
-    for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
-        answer = running.request("GET", f"/image/{digest}", headers=headers)
-        assert answer.status == status
-        assert status == 404 or "private" in answer.headers["Cache-Control"]
-        thumbnail = running.request("GET", f"/thumbnail/{digest}", headers=headers)
-        assert thumbnail.status == (status if draws else 404)
-        assert thumbnail.status == 404 or "private" in thumbnail.headers["Cache-Control"]
-    for path in ("/list", "/media"):
-        text = running.request("GET", path, headers=OWNER).body.decode()
-        assert digest not in text
-        assert name not in text
+
+    def ask(family: str) -> list[tuple[int, bool]]:
+        answers = [running.request("GET", f"/{family}/{digest}", headers=headers)
+                   for headers in ({}, WRITER, READER, OWNER)]  # fmt: skip
+        return [(each.status, "private" in each.headers["Cache-Control"]) for each in answers]
+
+    shown, unknown = [(200, True)] * 2, [(404, False)] * 2
+    assert ask("image") == unknown + shown
+    assert ask("thumbnail") == unknown + (shown if draws else unknown)
+    text = str([running.get(path, **OWNER).json for path in ("/list", "/media")])
+    assert [each for each in (digest, name) if each in text] == []
     ((key, *_),) = running.get("/gallery/items").json["groups"]
     assert digest not in running.get(f"/gallery/items?group={key}").body.decode()
     known = running.put("/image/mine.png", content)  # new content as far as anyone may know
@@ -10115,9 +10146,9 @@ def test_what_an_earlier_program_left_in_the_upload_folder_is_served_and_kept(st
     box, old = tmp_path / "box", png()
     fill(box, {"My photo.JPG": old, "ü.png": old, ".hidden.png": old})
     running = start(upload_dir=str(box))
-    for name in ("My%20photo.JPG", "%C3%BC.png"):
-        assert running.get(f"/image/{name}", **READER).body == old
-        assert running.get(f"/image/{name}").status == 401
+    paths = ["/image/My%20photo.JPG", "/image/%C3%BC.png"]
+    assert [running.get(path, **READER).body for path in paths] == [old, old]
+    assert [running.get(path).status for path in paths] == [401, 401]
     assert running.get("/image/.hidden.png", **READER).status == 404
     new = png()
     stored = running.store(new, "ü.png").json["stored_as"]
@@ -10298,12 +10329,14 @@ def test_unique_fields_are_unique_only_the_email_in_any_case_and_blank_is_none(s
         status, value = register(username=" ", phone_number="")
         assert (status, value["username"], value["phone_number"]) == (201, None, None)
     assert register(phone_number=phone)[0] == 201
-    for field, taken in (
+    taken = [
         ("email", jane.email.upper()), ("username", jane.name), ("phone_number", phone),
         ("username", jane.email.upper()),  # a login takes either
-    ):  # fmt: skip
-        message = f"user with this {field.replace('_', ' ')} already exists."
-        assert register(**{field: taken}) == (400, {field: [message]})
+    ]  # fmt: skip
+    assert [register(**{field: value}) for field, value in taken] == [
+        (400, {field: [f"user with this {field.replace('_', ' ')} already exists."]})
+        for field, _ in taken
+    ]
     name = f"{unique().decode()}@x.org"
     assert register(username=name)[0] == register(username=name.upper())[0] == 201
     assert register(email=name.title())[1] == {"email": ["user with this email already exists."]}
@@ -10314,11 +10347,11 @@ def test_unique_fields_are_unique_only_the_email_in_any_case_and_blank_is_none(s
 
 def test_a_login_may_come_in_any_form_by_name_or_email(server, jane):
     fields = {"username": jane.email.upper(), "password": jane.password}
-    for body, content_type in (
-        (urlencode(fields), "application/x-www-form-urlencoded"), form(None, None, **fields),
-    ):  # fmt: skip
-        answer = server.request("POST", LOGIN, body, {"Content-Type": content_type})
-        assert (answer.status, set(answer.json)) == (200, {"access", "refresh"})
+    forms = (urlencode(fields), "application/x-www-form-urlencoded"), form(None, None, **fields)
+    answers = [server.request("POST", LOGIN, body, {"Content-Type": of_type})
+               for body, of_type in forms]  # fmt: skip
+    assert [(answer.status, set(answer.json)) for answer in answers] == [
+        (200, {"access", "refresh"})] * 2  # fmt: skip
     assert jane.login(email=jane.email)[0] == 200
     needed = ["This field is required."]
     assert server.call("POST", LOGIN, {"password": "x"}) == (400, {"username": needed})
@@ -10356,10 +10389,10 @@ def test_tokens_carry_the_claims_of_simplejwt_which_reads_them(server, jane):
 
 
 def test_a_django_backends_user_owns_records_and_has_no_profile(server):
-    for user_id in (4711, "4711"):
-        headers = bearer(user_id=user_id)
-        status, value = server.call("POST", MEDIA, {"name": "d", "type": "audio"}, headers)
-        assert (status, value["user"]) == (201, 4711)
+    record = {"name": "d", "type": "audio"}
+    made = [server.call("POST", MEDIA, record, bearer(user_id=id_)) for id_ in (4711, "4711")]
+    assert [(status, value["user"]) for status, value in made] == [(201, 4711)] * 2
+    headers = bearer(user_id=4711)
     assert server.call("GET", "/api/auth/profile/", headers=headers)[0] == 404
     change = {"old_password": "x", "new_password": "12345678"}
     assert server.call("POST", "/api/auth/password/", change, headers)[0] == 404
@@ -10513,12 +10546,11 @@ def test_what_django_rest_framework_refuses_is_refused_in_the_same_words(server)
         good, bad = BAD_FORMS[path]
         for name in form_class().fields:
             bad = [*bad, *({**good, name: each} for each in BAD_VALUES_OF.get(name, BAD_VALUES))]
-        for value in bad:
-            status, problems = drf_answer("POST", View.as_view(), value)
-            if status == 400:
-                count += 1
-                answer = server.call("POST", path, value, bearer())
-                assert answer == (400, problems), (path, value)
+        theirs = [drf_answer("POST", View.as_view(), value) for value in bad]
+        asked = [(value, said) for value, said in zip(bad, theirs, strict=True) if said[0] == 400]
+        ours = [server.call("POST", path, value, bearer()) for value, _ in asked]
+        assert ours == [said for _, said in asked], path
+        count += len(asked)
     assert count >= 100
 
 
@@ -10587,9 +10619,9 @@ def test_logout_of_all_ends_every_session_of_the_caller(server, jane):
     user, path = User(server), "/api/auth/logout/"
     sessions = [user.login()[1]["refresh"] for _ in range(3)]
     kept = jane.login()[1]["refresh"]
-    for body in ({}, {"all": False}, {"all": "false"}):
-        needed = {"refresh": ["This field is required."]}
-        assert user.call("POST", path, body) == (400, needed)
+    needed = 400, {"refresh": ["This field is required."]}
+    bodies = ({}, {"all": False}, {"all": "false"})
+    assert [user.call("POST", path, body) for body in bodies] == [needed] * 3
     assert "all" in user.call("POST", path, {"all": "maybe"})[1]
     assert user.call("POST", path, {"all": True}) == (205, None)
     assert [user.refresh(session)[0] for session in sessions] == [401] * 3
@@ -10600,10 +10632,8 @@ def test_logout_of_all_ends_every_session_of_the_caller(server, jane):
 def test_what_is_no_refresh_token_of_ours_is_refused(jane):
     access = jane.headers["Authorization"].removeprefix("Bearer ")
     foreign = bearer(user_id=jane.id, token_type="refresh", jti="0" * 32)["Authorization"][7:]
-    for token, status in (
-        ("", 400), ("x", 401), ("a.b.c", 401), (access, 401), (foreign, 401), ("x" * 9000, 400),
-    ):  # fmt: skip
-        assert jane.refresh(token)[0] == status
+    assert [jane.refresh(token)[0] for token in ("", "x" * 9000)] == [400, 400]
+    assert [jane.refresh(token)[0] for token in ("x", "a.b.c", access, foreign)] == [401] * 4
 
 
 def test_logout_spends_the_callers_token_and_says_so_once(server, jane, django):
@@ -10615,9 +10645,8 @@ def test_logout_spends_the_callers_token_and_says_so_once(server, jane, django):
     headers = {"Authorization": f"Bearer {tokens['access']}"}
     assert server.call("POST", path, body, headers) == (205, None)
     assert jane.refresh(tokens["refresh"])[0] == 401
-    for again in (body, {"refresh": "nonsense"}):
-        status, value = jane.call("POST", path, again)
-        assert (status, set(value)) == (400, {"error"})
+    again = [jane.call("POST", path, each) for each in (body, {"refresh": "nonsense"})]
+    assert [(status, [*value]) for status, value in again] == [(400, ["error"])] * 2
 
 
 def test_a_new_password_ends_every_session(server):
@@ -10728,7 +10757,7 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         told = "after its next scan" in run.stderr
         for outcome, path, detail in (line.split("\t") for line in run.stdout.splitlines()):
             outcomes.setdefault(outcome, []).append(path)
-            assert outcome == "left" or detail == f"imported/old/{path}"
+            assert (detail == f"imported/old/{path}") is (outcome != "left")
         assert told == ("new" in outcomes and not options)
         return outcomes
 
@@ -10761,8 +10790,8 @@ def test_a_file_browser_s_root_is_imported_with_its_database_left(start, tmp_pat
     new, here = ({(word, name) for name in kept} for word in ("new", "here"))
     assert outcomes == [new | left, new | left, here | left]
     assert everything_in(source) == before
-    for name, content in kept.items():
-        assert (running.storage / "imported/srv" / name).read_bytes() == content
+    copies = {name: (running.storage / "imported/srv" / name).read_bytes() for name in kept}
+    assert copies == kept
 
 
 ACCOUNT = {"id": 3, "email": "x@example.com", "password": "pbkdf2_sha256$1$a$b"}
@@ -11099,9 +11128,9 @@ def test_a_dump_that_is_cut_off_publishes_no_file_of_an_account(tmp_path, dump):
 def test_an_import_of_what_is_served_already_or_is_no_folder_is_refused(start, tmp_path):
     running = start()
     fill(running.storage, {"sub/sub/a.png": png()})
-    for source in (running.storage, running.storage / "sub", tmp_path / "none", PROGRAM):
-        run = owner_says(running, "import", source)
-        assert (run.returncode, run.stdout) == (1, "")
+    sources = (running.storage, running.storage / "sub", tmp_path / "none", PROGRAM)
+    runs = [owner_says(running, "import", source) for source in sources]
+    assert [(run.returncode, run.stdout) for run in runs] == [(1, "")] * 4
     assert owner_says(running, "import", tmp_path, "--into", "x").returncode == 2
 
 
@@ -11141,8 +11170,8 @@ def test_a_disabled_account_is_out_at_once_and_back_when_enabled(server):
     user = User(server)
     refresh, record = user.login()[1]["refresh"], user.upload(png())[1]
     assert owner_says(server, "user", "disable", user.name).returncode == 0
-    for path in ("/api/auth/profile/", MEDIA, "/health"):
-        assert user.call("GET", path)[0] == 401
+    asked = [user.call("GET", path)[0] for path in ("/api/auth/profile/", MEDIA, "/health")]
+    assert asked == [401] * 3
     assert user.refresh(refresh)[0] == user.login()[0] == 401
     assert server.get(local(record["file"])).status == 401
     assert owner_says(server, "user", "enable", user.email).returncode == 0
@@ -11211,8 +11240,9 @@ def test_a_record_has_the_fields_of_the_contract_and_a_note_is_never_opened(djan
 def test_a_wrong_record_is_refused_with_a_field_map(django, change, message):
     body = {"name": "n", "type": "image", **change}
     body = {k: v for k, v in body.items() if v is not ...}
-    for method, path in (("POST", MEDIA), ("PUT", f"{MEDIA}{django.record()['id']}/")):
-        assert django.call(method, path, body) == (400, {next(iter(change)): [message]})
+    answers = [django.call("POST", MEDIA, body),
+               django.call("PUT", f"{MEDIA}{django.record()['id']}/", body)]  # fmt: skip
+    assert answers == [(400, {next(iter(change)): [message]})] * 2
 
 
 def test_put_needs_its_fields_and_patch_none(django):
@@ -11233,13 +11263,15 @@ def test_a_deleted_record_is_gone_from_everywhere(django):
     path, add = f"{MEDIA}{record['id']}/", {"collection_id": shelf["id"]}
     assert django.call("POST", f"{path}add-to-collection/", add)[0] == 200
     assert django.call("DELETE", path) == (204, None)
-    for request in (
-        "GET", "PUT", "PATCH", "DELETE", "GET file/", "POST remove-from-collection/",
-        "POST add-to-collection/",
-    ):  # fmt: skip
-        method, _, below = request.partition(" ")
-        body = {"name": "n", "type": "image", **add} if method != "GET" else None
-        assert django.call(method, path + below, body)[0] == 404
+    requests = [
+        ("GET", ""), ("PUT", ""), ("PATCH", ""), ("DELETE", ""), ("GET", "file/"),
+        ("POST", "remove-from-collection/"), ("POST", "add-to-collection/"),
+    ]  # fmt: skip
+    body = {"name": "n", "type": "image", **add}
+    assert [
+        (*each, django.call(each[0], path + each[1], None if each[0] == "GET" else body)[0])
+        for each in requests
+    ] == [(*each, 404) for each in requests]
     assert django.server.get(local(record["file"])).status == 404
     assert django.listed()["count"] == 0
     assert django.call("GET", f"{SHELVES}{shelf['id']}/")[1]["media"] == []
@@ -11268,8 +11300,8 @@ def test_collection_and_collections_are_one_and_no_record(django, base):
 
 def test_a_list_is_paged_as_in_django_and_its_links_work(django):
     empty = {"count": 0, "next": None, "previous": None, "results": []}
-    for query in ("", "page=1", "page=last", "search=x"):
-        assert django.listed(query) == empty
+    queries = ("", "page=1", "page=last", "search=x")
+    assert [django.listed(query) for query in queries] == [empty] * 4
     for number in range(13):
         django.record(name=f"n{number}", description="a b")
     page = django.listed("page_size=5&search=a&type=image")
@@ -11481,16 +11513,18 @@ def test_a_signature_is_good_for_one_record_one_hour_and_nothing_else(server, dj
     url = urlsplit(one["file"])
     assert f"{url.scheme}://{url.netloc}" == server.url
     query = dict(part.split("=") for part in url.query.split("&"))
-    assert abs(int(query["expires"]) - time.time() - 3600) < 30
-    for path, changed in (
+    assert abs(int(query["expires"]) - time.time() - 3600) < 60
+    bad = [
         (url.path, {**query, "expires": str(int(query["expires"]) + 1)}),
         (url.path, {**query, "signature": query["signature"][::-1]}),
         (url.path, {"expires": query["expires"]}), (url.path, {"signature": query["signature"]}),
         (url.path, {**query, "expires": "1"}), (url.path, {}),
         (f"{MEDIA}{other['id']}/file/", query), (f"{MEDIA}{uuid.uuid4()}/file/", query),
         (f"{MEDIA}{one['id']}/", query),
-    ):  # fmt: skip
-        assert server.get(f"{path}?{urlencode(changed)}").status == 401
+    ]  # fmt: skip
+    assert [
+        each for each in bad if server.get(f"{each[0]}?{urlencode(each[1])}").status != 401
+    ] == []
     assert server.request("DELETE", f"{MEDIA}{one['id']}/?{url.query}").status == 401
     assert server.get(local(one["file"])).status == 200
 
@@ -11527,34 +11561,34 @@ def test_what_is_anothers_is_404_at_every_endpoint(server, jane, django):
         path = f"{MEDIA}{thief.record()['id']}/"
         foreign = {"collection_id": shelf}
         assert thief.call("POST", f"{path}add-to-collection/", foreign)[0] == 404
-        for status, value in (
-            thief.call("PATCH", path, {"collection": shelf}),
-            thief.upload(png(), collection=shelf),
-        ):
-            assert (status, set(value)) == (400, {"collection"})
+        status, value = thief.call("PATCH", path, {"collection": shelf})
+        assert (status, [*value]) == (400, ["collection"])
+        status, value = thief.upload(png(), collection=shelf)
+        assert (status, [*value]) == (400, ["collection"])
         for base in (MEDIA, SHELVES):
             thief.shelf()
             listed = thief.call("GET", f"{base}?page_size=100")[1]["results"]
             assert {item["user"] for item in listed} == {thief.id}
         kept = owner.call("GET", f"{MEDIA}{record['id']}/")[1]
         assert {**kept, "file": 0} == {**record, "file": 0}
-        for method, path, body in endpoints(record["id"], shelf):
-            if method != "DELETE" and "file/" not in path:
-                assert owner.call(method, path, body)[0] == 200
+        own = [each for each in endpoints(record["id"], shelf)
+               if each[0] != "DELETE" and "file/" not in each[1]]  # fmt: skip
+        assert [owner.call(*each)[0] for each in own] == [200] * 8
 
 
 def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, django, jane):
     content = png()
     record = django.upload(content, "secret-name.png")[1]
     duplicate = jane.upload(content)[1]
-    for headers in ({}, OWNER, django.headers):
-        for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
-            assert server.request("GET", f"/{tail}", headers=headers).status == 404
-    month = time.strftime("%Y-%m")
-    for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
-        body = server.get(path).body
-        assert sha256(content).encode() not in body
-        assert b"secret-name" not in body
+    who, tails = ({}, OWNER, django.headers), ("image", "thumbnail")
+    assert [
+        server.request("GET", f"/{tail}/{sha256(content)}", headers=headers).status
+        for headers, tail in itertools.product(who, tails)
+    ] == [404] * 6
+    groups = [f"?group={key}" for key, *_ in server.get("/gallery/items").json["groups"]]
+    paths = ["/list", "/media", *(f"/gallery/items{query}" for query in ("", *groups))]
+    text = str([server.get(path).json for path in paths])
+    assert [each for each in (sha256(content), "secret-name") if each in text] == []
     assert server.put("/image/new.png", content).status == 201  # not "known"
     assert jane.call("DELETE", f"{MEDIA}{duplicate['id']}/")[0] == 204
     assert server.get(local(record["file"])).body == content
@@ -11877,8 +11911,9 @@ def test_an_entitys_file_is_answered_with_revalidation_and_is_in_no_other_family
     assert "immutable" not in answer.headers["Cache-Control"]
     assert server.get(path, If_None_Match=f'"{sha256(image)}"').status == 304
     assert server.get(path, Range="bytes=2-5").body == image[2:6]
-    for path in (f"/image/{sha256(image)}", f"/thumbnail/{sha256(image)}"):
-        assert server.get(path, **OWNER).status == 404
+    other = [server.get(f"/{family}/{sha256(image)}", **OWNER).status
+             for family in ("image", "thumbnail")]  # fmt: skip
+    assert other == [404, 404]
     assert sha256(image) not in server.listed()
     assert server.put("/image/a.png", image).status == 201
 
@@ -11957,9 +11992,9 @@ def test_other_facts_of_a_content_are_those_of_its_entities_and_their_versions(e
 
         set_facts(facts._replace(mime_type="image/changed", extension="changed"))
         filters = {"mime_type": "image/changed", "extension": "changed"}
-        for version in (None, 1, 2):
-            chosen, count = index.entities.page(version, filters, "", 10, 0)
-            assert ([key for key, _ in chosen], count) == ([item["id"]], 1)
+        pages = [index.entities.page(version, filters, "", 10, 0) for version in (None, 1, 2)]
+        assert [([key for key, _ in chosen], count) for chosen, count in pages] == [
+            ([item["id"]], 1)] * 3  # fmt: skip
         set_facts(facts)
         assert index.entities.page(None, filters, "", 10, 0) == ([], 0)
 
@@ -11968,12 +12003,10 @@ def test_the_same_content_is_a_conflict_that_names_md5_and_entity(entities):
     image = png()
     first, other = entities.create(image), entities.create()
     for _ in range(2):
-        for answer in (
-            entities.create(image, 409, label="another"),
-            entities.send("PUT", other["id"], image, 409),
-        ):
-            assert first["md5"] in answer["detail"]
-            assert re.search(rf"\b{first['id']}\b", answer["detail"])
+        answers = [entities.create(image, 409, label="another"),
+                   entities.send("PUT", other["id"], image, 409)]  # fmt: skip
+        named = [re.findall(r"\b(?:[0-9a-f]{32}|\d+)\b", each["detail"]) for each in answers]
+        assert [sorted(each) for each in named] == [sorted((first["md5"], str(first["id"])))] * 2
         entities.patch(first["id"], is_deleted=True)  # it still counts
     assert len(entities.versions(other["id"])) == 1
     entities.delete(first["id"])
@@ -12006,8 +12039,8 @@ def test_deleting_removes_record_versions_and_files_and_no_id_is_used_again(star
     assert entities.content(second["id"]) == image
     entities.delete(second["id"])
     assert entities.files() == [other["file_path"]]
-    for tail in ("", "/versions", "/file", "?version=1", "/file?version=1"):
-        assert running.get(f"/entity/{first['id']}{tail}").status == 404
+    tails = ("", "/versions", "/file", "?version=1", "/file?version=1")
+    assert [running.get(f"/entity/{first['id']}{tail}").status for tail in tails] == [404] * 5
     entities.delete(first["id"], 404)
     running.stop()
     assert Entities(start()).create()["id"] > second["id"]
@@ -12842,14 +12875,19 @@ def test_a_request_whose_upload_was_ended_meanwhile_is_told_so(server):
 
 def test_an_upload_is_its_beginner_s_alone(server, jane, django):
     upload = begin(server, 10, "accounts", headers=jane.headers)
-    for who, status in ((django.headers, 404), (NO_CREDENTIAL, 401), (OWNER, 403)):
-        for method in ("HEAD", "PATCH", "DELETE"):
-            fields = {**TUS_CONTENT, "Upload-Offset": "0", **who}
-            assert server.request(method, upload.path, b"", fields).status == status
+
+    def ask(who: Mapping[str, str]) -> list[int]:
+        fields = {**TUS_CONTENT, "Upload-Offset": "0", **who}
+        return [server.request(method, upload.path, b"", fields).status
+                for method in ("HEAD", "PATCH", "DELETE")]  # fmt: skip
+
+    assert (ask(django.headers), ask(NO_CREDENTIAL)) == ([404] * 3, [401] * 3)
+    assert ask(OWNER) == [403] * 3
     assert upload.offset() == 0
-    for path in ("/files/0", f"/files/{uuid.uuid4().hex}"):
-        assert server.request("HEAD", path, headers={**OWNER, **TUS}).status == 404
-        assert server.request("HEAD", path, headers=TUS).status == 401
+    unknown = ("/files/0", f"/files/{uuid.uuid4().hex}")
+    asked = itertools.product(unknown, ({**OWNER, **TUS}, TUS))
+    found = [server.request("HEAD", path, headers=headers).status for path, headers in asked]
+    assert found == [404, 401] * 2
 
 
 def test_an_upload_goes_on_with_the_token_that_began_it(server):
@@ -13220,7 +13258,7 @@ def test_an_upload_that_one_protocol_began_goes_on_in_the_other(server, first):
             answer = upload.send(start, content[start:end])
         else:
             answer = server.request("PATCH", upload.path, content[start:end], fields)
-        assert answer.status in {201, 204}, answer.body
+        assert answer.status == (204 if protocol == "tus" or end < len(content) else 201)
         assert upload.offset() == end
     assert upload.get()["answer"]["md5"] == md5(content)
 
@@ -13302,8 +13340,8 @@ def test_a_link_shows_a_folder_to_who_has_it_and_nothing_else(wedding):
         assert answer.headers["Cache-Control"] == "private, no-cache"
         assert local(file["url"]).rpartition("/")[2] == sha256(answer.body)
     other = sha256((wedding.storage / "ab/3.png").read_bytes())
-    for path in (f"{local(made['url'])}/{other}", f"/s/{'x' * 22}/{other}", f"/s/{'x' * 22}"):
-        assert wedding.get(path).status == 404
+    paths = (f"{local(made['url'])}/{other}", f"/s/{'x' * 22}/{other}", f"/s/{'x' * 22}")
+    assert [wedding.get(path).status for path in paths] == [404] * 3
     assert wedding.get("/list").status == 401
     page = wedding.get(local(made["url"]), accept="text/html")
     text = page.body.decode()
@@ -13340,9 +13378,9 @@ def test_links_are_listed_ended_and_end_by_themselves(wedding):
     assert wedding.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 404
     assert (wedding.get(path).status, shared(wedding, made)) == (404, 404)
     wait_until(lambda: shared(wedding, short) == 404, "the end of a link")
-    for headers in ({}, bearer()):
-        values = {"kind": "folder", "target": "a"}
-        assert wedding.call("POST", "/shares", values, headers)[0] == (403 if headers else 401)
+    values = {"kind": "folder", "target": "a"}
+    asked = [wedding.call("POST", "/shares", values, who)[0] for who in ({}, bearer())]
+    assert asked == [401, 403]
     assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
 
 
@@ -13416,9 +13454,9 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     form_page = wedding.get(path, accept="text/html")
     assert (form_page.status, b'type="password"' in form_page.body) == (401, True)
     assert b"1.png" not in form_page.body
-    for wanted in (path, file, f"{file}?thumbnail=true"):
-        assert wedding.get(wanted).status == 401
-        assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
+    cookies = ({}, {"cookie": "mediaserver_share=9999999999.AAAA"})
+    wanted = itertools.product((path, file, f"{file}?thumbnail=true"), cookies)
+    assert [wedding.get(each, **cookie).status for each, cookie in wanted] == [401] * 6
 
     def unlock(password: str, path: str = path, **fields: str) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -13506,8 +13544,8 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     assert left == kept
     assert seen_pixels(answer.body) == pixels
     assert need("PIL.Image").open(io.BytesIO(answer.body)).info["icc_profile"]
-    for word in (b"CameraMaker", b"a comment", b"a trailer"):
-        assert word not in answer.body
+    words = (b"CameraMaker", b"a comment", b"a trailer")
+    assert [word for word in words if word in answer.body] == []
     path = local(shared(server, bare)[0]["url"])
     part = server.get(path, Range="bytes=5-24")
     assert (part.status, part.body) == (206, answer.body[5:25])
@@ -13656,9 +13694,11 @@ def test_a_video_is_sent_in_ranges_without_what_it_says_of_its_making(server):
     assert (answer.status, answer.headers["Content-Type"]) == (200, "video/quicktime")
     assert answer.headers["ETag"] != f'"{sha256(video)}"'
     assert (answer.body, b"SECRET" in answer.body) == (bare, False)
-    for first, last in ((0, 40), (39, 39), (50, 80), (200, len(bare) - 1), (0, len(bare) - 1)):
-        part = server.get(path, Range=f"bytes={first}-{last}")
-        assert (part.status, part.body) == (206, bare[first : last + 1])
+    ranges = [(0, 40), (39, 39), (50, 80), (200, len(bare) - 1), (0, len(bare) - 1)]
+    answers = [server.get(path, Range=f"bytes={first}-{last}") for first, last in ranges]
+    assert [(part.status, part.body) for part in answers] == [
+        (206, bare[first : last + 1]) for first, last in ranges
+    ]
     parts = server.get(path, Range="bytes=5-60,300-500")
     assert bare[5:61] in parts.body and bare[300:501] in parts.body
     assert server.get(path, Range="bytes=0-9", If_Range=answer.headers["ETag"]).status == 206
@@ -13744,8 +13784,8 @@ def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
     look = [exiftool, "-a", "-u", "-ee", "-s", "-G1"]
     said = [subprocess.run([*look, each], capture_output=True, text=True, check=True).stdout
             for each in (path, tmp_path / "sent")]  # fmt: skip
-    for word in ("SECRET", "GPS", "XMP-dc", "[Keys]", "[UserData]"):
-        assert word not in said[1]
+    words = ("SECRET", "GPS", "XMP-dc", "[Keys]", "[UserData]")
+    assert [word for word in words if word in said[1]] == []
     assert "GPS" in said[0] and "SECRET" in said[0]
     if is_image:
         shown = [seen_pixels(each) for each in (path.read_bytes(), sent)]
@@ -13772,10 +13812,11 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
     *files, split = shared(running, made)
     assert [file["name"] for file in files] == ["a.tiff", "c.jpg"]
     assert (split["name"], running.get(local(split["url"])).status) == ("d.mp4", 404)
-    for file in files:
-        answer = running.get(local(file["url"]))
-        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
-        assert b"SECRET" not in answer.body and b"CameraMaker" not in answer.body
+    answers = [running.get(local(file["url"])) for file in files]
+    assert [(answer.status, answer.headers["Content-Type"]) for answer in answers] == [
+        (200, "image/jpeg")] * 2  # fmt: skip
+    sent = b"".join(answer.body for answer in answers)
+    assert b"SECRET" not in sent and b"CameraMaker" not in sent
     assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
     assert running.get(local(made["url"])).json["left_out"] == 1
     page = running.get(local(made["url"]), accept="text/html").body
@@ -13860,15 +13901,17 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     running.upload(content)
     running.store(private)
     mine, other = bearer(user_id=77), bearer(user_id=78)
-    for target, headers, status in (
-        (content, OWNER, 201), (private, OWNER, 201), (content, WRITER, 201),
-        (private, WRITER, 404), (content, mine, 403), (png_of(9999), OWNER, 404),
-    ):  # fmt: skip
-        values = {"kind": "file", "target": sha256(target)}
-        status_now, made = running.call("POST", "/shares", values, headers)
-        assert status_now == status, made
-        if status == 201:
-            assert running.get(local(made["url"]) + "/" + sha256(target)).body == target
+
+    def ask(headers: Mapping[str, str], **values: Any) -> int:
+        return running.call("POST", "/shares", values, headers)[0]
+
+    for target, headers in ((content, OWNER), (private, OWNER), (content, WRITER)):
+        made = share(running, headers, kind="file", target=sha256(target))
+        assert running.get(f"{local(made['url'])}/{sha256(target)}").body == target
+    assert [
+        ask(headers, kind="file", target=sha256(target))
+        for headers, target in ((WRITER, private), (mine, content), (OWNER, png_of(9999)))
+    ] == [404, 403, 404]
     body, kind = form("a.png", owned, name="a.png")
     record = running.request("POST", MEDIA, body, {"Content-Type": kind, **mine}).json
     shelf = running.call("POST", SHELVES, {"name": "s"}, mine)[1]
@@ -13878,10 +13921,9 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     assert shared(running, of_shelf) == []
     running.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf["id"]}, mine)
     assert len(shared(running, of_shelf)) == 1
-    for values in ({"kind": "media", "target": record["id"]},
-                   {"kind": "collection", "target": shelf["id"]}):  # fmt: skip
-        assert running.call("POST", "/shares", values, other)[0] == 404
-        assert running.call("POST", "/shares", values, OWNER)[0] == 403
+    for kind, thing in (("media", record), ("collection", shelf)):
+        asked = [ask(who, kind=kind, target=thing["id"]) for who in (other, OWNER)]
+        assert asked == [404, 403], kind
     running.call("DELETE", f"{MEDIA}{record['id']}/", headers=mine)
     assert (shared(running, of_record), shared(running, of_shelf)) == (404, [])
     assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
@@ -13893,13 +13935,21 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER})
     of_group = share(running, kind="entity", target=group["id"])
     assert [file["size"] for file in shared(running, of_group)] == [604]
-    for values in ({}, {"kind": "x", "target": "y"}, {"kind": "file", "target": "y"},
-                   {"kind": "entity", "target": "y"}, {"kind": "folder", "target": "a",
-                    "expires_in": -1}):  # fmt: skip
-        assert running.call("POST", "/shares", values, OWNER)[0] == 400
-    for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/.."):
-        values = {"kind": "folder", "target": target}
-        assert running.call("POST", "/shares", values, OWNER)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        ({}, 400), ({"kind": "x", "target": "y"}, 400), ({"kind": "file", "target": "y"}, 400),
+        ({"kind": "entity", "target": "y"}, 400),
+        ({"kind": "folder", "target": "a", "expires_in": -1}, 400),
+        *(({"kind": "folder", "target": target}, 404)
+          for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/..")),
+    ],
+)  # fmt: skip
+def test_what_is_nothing_that_can_be_shared_is_refused(server, values, status):
+    server.upload(png())  # so that there is a folder "media"
+    assert server.call("POST", "/shares", values, OWNER)[0] == status
 
 
 @pytest.fixture(scope="module")
@@ -14078,16 +14128,16 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
         etag = answer.headers["ETag"]
         other = b'{"detail":"What is here is not what the request is about."}'
         assert server.request("HEAD", path, headers=headers).status == 200
-        for fields, status, body in (
+        table = [
             ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
             ({"Range": "bytes=-5"}, 206, content[-5:]),
             ({"Range": f"bytes={len(content)}-"}, 416, b'{"detail":"No such range."}'),
             ({"If-None-Match": etag}, 304, b""),
             ({"If-Match": '"other"'}, 412, other),
             ({"If-Range": '"other"', "Range": "bytes=0-1"}, 200, content),
-        ):
-            part = server.request("GET", path, headers={**headers, **fields})
-            assert (part.status, part.body) == (status, body)
+        ]
+        parts = [server.request("GET", path, headers={**headers, **row[0]}) for row in table]
+        assert [(part.status, part.body) for part in parts] == [row[1:] for row in table]
         parts = server.request("GET", path, headers={**headers, "Range": "bytes=0-1,9-10"})
         assert parts.status == 206
         assert content[:2] in parts.body
@@ -14400,8 +14450,8 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
     shutil.rmtree(server.data / "images")
     shutil.rmtree(server.storage / "media")
     moved = start(**keys, **places)
-    for path, headers in paths.items():
-        assert moved.request("GET", path, headers=headers).status == 200
+    asked = [moved.request("GET", path, headers=paths[path]).status for path in paths]
+    assert asked == [200] * 5
     moved.stop()
     run_migrate(moved, "images", str(tmp_path / "back"), **keys, **places)
     told = run_migrate(moved, "media", str(moved.storage / "media"), **keys, **places)
@@ -14539,10 +14589,10 @@ def test_a_server_that_only_reads_sends_all_that_write_to_the_one_that_does(stor
         reading.request("DELETE", "/entity/1", headers=OWNER),
         reading.get(f"{path}{scoped('read', uses=1)}"),  # whose use all servers would count
     ]  # fmt: skip
-    for answer in refused:
-        assert answer.status == 503
-        assert server.url in answer.json["detail"]
-        assert "Retry-After" in answer.headers
+    assert [
+        (answer.status, server.url in answer.json["detail"], "Retry-After" in answer.headers)
+        for answer in refused
+    ] == [(503, True, True)] * 9
 
 
 def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_kept(
@@ -14657,20 +14707,19 @@ def test_a_view_cookie_lets_a_page_show_private_pictures_and_do_nothing(start):
     cookie = cookie_of(open_session(running))
     paths = ["/image/mine.png", f"/image/{shown['sha256']}", "/list", "/metrics", "/entity/"]
     assert hidden["stored_as"] == "mine.png"
-    for path in paths:
-        for method in ("GET", "HEAD"):
-            assert running.request(method, path).status == 401
-            assert running.request(method, path, headers=cookie).status == 200, path
+    ways = [*itertools.product(("GET", "HEAD"), paths)]
+    assert [running.request(*way).status for way in ways] == [401] * 10
+    assert [running.request(*way, headers=cookie).status for way in ways] == [200] * 10
     assert running.request("GET", "/api/auth/profile/", headers=cookie).status == 403
     media = f"/media/{shown['filename']}"
-    for send in (
-        lambda: running.request("DELETE", media, headers=cookie),
-        lambda: running.request("DELETE", "/entity/1", headers=cookie),
-        lambda: running.request("POST", "/session", headers=cookie),
-        lambda: running.send_file("POST", "/upload", png(), headers=cookie),
-        lambda: running.send_file("PUT", "/image/a.png", png(), headers=cookie),
-    ):
-        assert send().status == 401
+    answers = [
+        running.request("DELETE", media, headers=cookie),
+        running.request("DELETE", "/entity/1", headers=cookie),
+        running.request("POST", "/session", headers=cookie),
+        running.send_file("POST", "/upload", png(), headers=cookie),
+        running.send_file("PUT", "/image/a.png", png(), headers=cookie),
+    ]
+    assert [answer.status for answer in answers] == [401] * 5
     assert running.get(media, **cookie).body == content
 
 
@@ -15041,13 +15090,14 @@ def test_no_line_of_the_log_lets_its_reader_in(start, form):
     upload = server.request("POST", "/files?target=", b"", {**OWNER, "Tus-Resumable": "1.0.0",
         "Upload-Length": "1", "Upload-Metadata": "target bWVkaWE=,filename YS5wbmc="})  # fmt: skip
     opened = upload.headers["Location"].rpartition("/")[2]
-    for path in (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/s/{link}/x/y",
-                 f"/%73/{link}", f"//s//{link}", f"/photos/s/{link}%2Fx%20y"):  # fmt: skip
-        assert server.get(path).status in {401, 404}
-    for path in (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end"):
-        server.request("DELETE", path, headers=OWNER)
-    assert server.get("/health").status == 200
-    wait_until(lambda: "/health" in server.log)
+    paths = (f"/s/{link}", f"/s/{link}/", f"/s/{link}/{sha256(content)}", f"/%73/{link}",
+             f"/s/{link}/x/y", f"//s//{link}", f"/photos/s/{link}%2Fx%20y")  # fmt: skip
+    assert [server.get(path).status for path in paths] == [401] * 4 + [404] * 3
+    ended = (f"/files/{opened}", f"/shares/{link}", f"/shares/{link}?end")
+    told = [server.request("DELETE", path, headers=OWNER).status for path in ended]
+    assert told == [204, 204, 404]
+    line = re.compile(r'^\{|"[A-Z]+ /.*" \d+ \d+ [\d.]+ s ', re.M)  # which follows its answer
+    wait_until(lambda: len(line.findall(server.log)) == 3 + len(paths) + len(ended))
     assert link not in server.log
     assert opened not in server.log
     assert re.search("refused .* GET /s/-/?: 401", server.log)
@@ -15177,14 +15227,12 @@ def test_a_304_for_the_gallerys_list_has_the_fields_of_its_200(start, tmp_path):
     album.scanned()
     answer = album.get("/gallery/items", **{"Accept-Encoding": "gzip"})
     assert answer.headers["Vary"] == "Accept-Encoding"
+    gone = {"Date", "Content-Type", "Content-Length", "Content-Encoding"}
+    kept = {name: answer.headers[name] for name in {*answer.headers} - gone}
     for more in ({}, {"Accept-Encoding": "gzip"}):
-        known = album.get("/gallery/items", **more, **{"If-None-Match": answer.headers["ETag"]})
+        known = album.get("/gallery/items", If_None_Match=answer.headers["ETag"], **more)
         assert (known.status, known.body) == (304, b"")
-        gone = {"Date", "Content-Type", "Content-Length", "Content-Encoding"}
-        same = dict(answer.headers).keys() - gone
-        assert {name: known.headers.get(name) for name in same} == {
-            name: answer.headers[name] for name in same
-        }
+        assert {name: known.headers.get(name) for name in kept} == kept, more
 
 
 def test_the_gallery_shows_a_camera_and_names_all_there_are(start, tmp_path):
@@ -15231,13 +15279,15 @@ def test_the_gallery_shows_albums_to_those_who_may_see_them(server):
     assert "Tree/" in names_in(server, "all", {})
     path = server.get(f"/gallery/items?album={tree}").json["path"]
     assert path == [[tree, "Tree"]]
-    for album in ("mine", summer):
-        assert server.get(f"/gallery/items?album={album}").status == 401
+    closed = [server.get(f"/gallery/items?album={album}").status for album in ("mine", summer)]
+    assert closed == [401, 401]
     other = User(server)
     assert server.get(f"/gallery/items?album={summer}", **other.headers).status == 404
-    for content in (private, gone):
-        for headers in ({}, OWNER, other.headers):
-            assert server.get(f"/preview/{sha256(content)}?size=320", **headers).status == 404
+    seen = [
+        server.get(f"/preview/{sha256(content)}?size=320", **headers).status
+        for content, headers in itertools.product((private, gone), ({}, OWNER, other.headers))
+    ]
+    assert seen == [404] * 6
 
 
 @pytest.mark.parametrize(
@@ -15260,14 +15310,12 @@ def test_where_reads_need_a_permission_an_account_without_it_reads_nothing_in_th
     server = start(read_auth_enabled="true")
     user, mine = User(server), png()
     user.upload(mine, name="mine")
-    for query in ("", "?album=mine", "?album=all", "?album=entities"):
-        assert server.get(f"/gallery/items{query}", **user.headers).status == 403
-    for path in (
-        "/gallery/zip?album=mine",
-        f"/preview/{sha256(mine)}",
-        f"/exists?sha256={sha256(mine)}",
-    ):
-        assert server.get(path, **user.headers).status == 403
+    paths = [
+        "/gallery/items", "/gallery/items?album=mine", "/gallery/items?album=all",
+        "/gallery/items?album=entities", "/gallery/zip?album=mine",
+        f"/preview/{sha256(mine)}", f"/exists?sha256={sha256(mine)}",
+    ]  # fmt: skip
+    assert [server.get(path, **user.headers).status for path in paths] == [403] * 7
 
 
 def test_the_list_of_albums_is_sent_only_when_it_has_changed(server):
@@ -15481,11 +15529,9 @@ def test_everything_in_the_page_is_reached_and_named_by_keyboard(browser, album)
         browser.press(TAB)
         reached.append(browser.run(script))
     names = [name for _, name, _ in reached[:-1]]
-    assert all(names), reached
-    assert all(outlined for _, _, outlined in reached[:-1]), reached
+    assert {"Search names, folders, cameras", "Folders", "Sign in", "Upload"} <= {*names} - {""}
+    assert [each for each in reached[:-1] if not (each[1] and each[2])] == []
     assert [tag for tag, _, _ in reached].count("A") == 6  # home, four items, docs
-    for name in ("Search names, folders, cameras", "Folders", "Sign in", "Upload"):
-        assert name in names
     browser.run("document.activeElement.blur()")
     for key in (TAB, TAB, *"new", ENTER):
         browser.press(key)
@@ -16332,9 +16378,9 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown), str(larger)], [])
     named = run_program("verify", running.storage, cwd=running.storage.parent)
     assert named.returncode == 1
-    for path in (*damaged, kept["media"], kept["put"], stray, shown, larger, unseen):
-        shown_path = re.escape(ms.printable_line(str(path)))
-        assert re.search(rf"^\w+: {shown_path}: ", named.stdout, re.M)
+    wrong = {*damaged, *map(str, (kept["media"], kept["put"], stray, shown, larger, unseen))}
+    found = re.findall(r"^\w+: (/.*?): ", named.stdout, re.M)
+    assert {*found} >= {*map(ms.printable_line, wrong)}
 
 
 def test_verify_of_late_files_only_looks_at_the_others_and_keeps_to_a_rate(start):
@@ -16482,6 +16528,7 @@ def test_every_command_that_tells_something_tells_it_as_json_too(filled, tmp_pat
     filled.call("POST", LOGIN, {"email": EMAIL, "password": "12345678"})
     fill(tmp_path / "old", {"a/b.png": png(), "c.txt": b"x"})
     backups, new = tmp_path / "backups", tmp_path / "new"
+    missing = {}
     for words, expected in {
         ("user", "list"): {"id", "email", "username", "state", "size", "permissions"},
         ("user", "sessions", EMAIL): {"id", "created_at", "last_used_at", "user_agent"},
@@ -16495,7 +16542,8 @@ def test_every_command_that_tells_something_tells_it_as_json_too(filled, tmp_pat
     }.items():
         storage = new if words[0] == "restore" else filled.storage
         told = json.loads(run_here(*words, "--json", "--storage_dir", storage))
-        assert expected <= set(told[0] if isinstance(told, list) else told)
+        missing[words] = expected - set(told[0] if isinstance(told, list) else told)
+    assert {words: names for words, names in missing.items() if names} == {}
     assert told["ok"] is True
 
 
@@ -16737,13 +16785,12 @@ def test_a_restore_names_what_is_not_as_it_was_backed_up(kept, tmp_path, damage)
         assert run_verify(tmp_path / "new", status=1 if damage == "link" else 0)
 
 
-def test_a_restore_says_that_the_index_of_a_backup_is_damaged(kept, tmp_path, capsys):
-    for number, size in enumerate((0, 100, 5000, 40_000)):
-        backup = tmp_path / f"{number}"
-        shutil.copytree(kept, backup)
-        os.truncate(backup / ".mediaserver/index.sqlite3", size)
-        run_here("restore", backup, "--storage_dir", tmp_path / f"new{number}", status=1)
-        assert "the index is damaged" in capsys.readouterr().err, size
+@pytest.mark.parametrize("size", [0, 100, 5000, 40_000])
+def test_a_restore_says_that_the_index_of_a_backup_is_damaged(kept, tmp_path, capsys, size):
+    shutil.copytree(kept, tmp_path / "backup")
+    os.truncate(tmp_path / "backup/.mediaserver/index.sqlite3", size)
+    run_here("restore", tmp_path / "backup", "--storage_dir", tmp_path / "new", status=1)
+    assert "the index is damaged" in capsys.readouterr().err
 
 
 def test_a_restore_names_what_the_index_of_a_backup_has_lost(kept, tmp_path):
@@ -16792,16 +16839,16 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
     fill(partial, {".mediaserver/index.sqlite3": b""})
     fill(filled.data, {"index.sqlite3.partial": b""})  # as a restore that was interrupted left it
     whole = make_backup(filled, tmp_path / "backups")
-    for words, told in (
+    table = (
         (["backup", inside, "--storage_dir", filled.storage], "of which it is to be a backup"),
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
         (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
         (["restore", whole, "--storage_dir", filled.storage], "knows files already"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
-    ):
-        run_here(*words, status=1)
-        assert told in capsys.readouterr().err
+    )
+    said = [(run_here(*words, status=1), capsys.readouterr().err) for words, _ in table]
+    assert [why for (_, why), (_, err) in zip(table, said, strict=True) if why not in err] == []
     assert not inside.exists()
     assert not (tmp_path / "new").exists()
 
@@ -16919,8 +16966,8 @@ def test_everybody_restores_and_removes_what_is_his_in_the_trash(server):
 
     restore = functools.partial(ask, "POST")
     assert restore(f"/{mine}/restore", {}) == 401
-    for key, headers in ((his, jane.headers), (entity, jane.headers), (mine, OWNER)):
-        assert restore(f"/{key}/restore", headers) == 404
+    foreign = ((his, jane.headers), (entity, jane.headers), (mine, OWNER))
+    assert [restore(f"/{key}/restore", headers) for key, headers in foreign] == [404] * 3
     assert restore(f"/{mine.upper()}/restore", jane.headers) == 204
     assert restore(f"/{mine}/restore", jane.headers) == 404  # it is in no trash any more
     assert restore(f"/{entity}/restore", WRITER) == 204
@@ -17109,11 +17156,13 @@ def test_through_nginx_a_file_is_answered_as_the_server_answers(behind, headers)
     direct = server.request("GET", path, headers=headers)
     proxied = site.request("GET", path, headers=headers)
     assert (proxied.status, proxied.body) == (direct.status, direct.body)
-    for name in (
+    names = (
         "Content-Type", "Content-Length", "Content-Range", "ETag", "Last-Modified",
         "Accept-Ranges", "Cache-Control", "Access-Control-Allow-Origin", "Vary",
-    ):  # fmt: skip
-        assert proxied.headers.get_all(name) == direct.headers.get_all(name), name
+    )  # fmt: skip
+    ours, theirs = ([(name, answer.headers.get_all(name)) for name in names]
+                    for answer in (direct, proxied))  # fmt: skip
+    assert theirs == ours
     assert proxied.headers.get_all("X-Content-Type-Options") == ["nosniff"]
     assert "X-Accel-Redirect" not in proxied.headers
     heads = [way.request("HEAD", path, headers=headers) for way in (server, site)]
@@ -17308,46 +17357,70 @@ def test_what_a_client_forges_does_not_reach_the_server(tmp_path, certificate):
     assert "x-accel-redirect" not in got
 
 
-def test_the_server_hears_our_name_with_its_port_and_no_other(tmp_path, certificate):
-    absolute, with_port = f"https://{DOMAIN}/health", f"{DOMAIN}:8443"
-    with before_a_listener(tmp_path, certificate) as (site, heard):
-        for target, host, expected in (
-            ("/health", DOMAIN, DOMAIN),
-            ("/health", with_port, with_port),
-            ("/health", with_port.upper(), with_port),
-            (absolute, with_port, with_port),
-            (absolute, "evil.example", DOMAIN),
-            (absolute, "evil.example:8443", DOMAIN),
-            ("/health", f"{DOMAIN}:@evil.example", DOMAIN),
-            ("/health", f"{with_port}@evil.example", DOMAIN),
-            ("/health", f"{DOMAIN}:8443:8443", DOMAIN),
-            ("/health", f"{DOMAIN}:", DOMAIN),
-        ):
-            status = site.request("GET", target, headers={"Host": host}).status
-            found = (status, [(got["host"], got["x-forwarded-host"]) for got in heard])
-            is_name = "@" not in host and host.count(":") < 2  # later versions of nginx refuse it
-            assert found == (204, [(expected, expected)]) or (not is_name and found == (400, []))
-            heard.clear()
-        for target, host in (
-            ("/health", "evil.example"), ("/health", f"{DOMAIN}.evil.example"),
-            ("/health", f"evil.{DOMAIN}"), ("/health", "127.0.0.1"), ("/health", "localhost:443"),
-            ("https://evil.example/health", DOMAIN), ("/health", f"evil.example:{DOMAIN}"),
-            ("/.accel/library/a.png", "evil.example"),
-        ):  # fmt: skip
-            for way in (site, plain_http(site)):
-                assert way.get(target, Host=host).status == 421, (target, host)
-        assert heard == []
+@pytest.fixture(scope="module")
+def overheard(
+    tmp_path_factory: pytest.TempPathFactory, certificate: Path
+) -> Iterator[tuple[Site, list[Any]]]:
+    with before_a_listener(tmp_path_factory.mktemp("heard"), certificate) as found:
+        yield found
+
+
+WITH_PORT = f"{DOMAIN}:8443"
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "expected"),
+    [
+        ("/health", DOMAIN, DOMAIN), ("/health", WITH_PORT, WITH_PORT),
+        ("/health", WITH_PORT.upper(), WITH_PORT),
+        (f"https://{DOMAIN}/health", WITH_PORT, WITH_PORT),
+        (f"https://{DOMAIN}/health", "evil.example", DOMAIN),
+        (f"https://{DOMAIN}/health", "evil.example:8443", DOMAIN),
+        ("/health", f"{DOMAIN}:", DOMAIN),
+    ],
+)  # fmt: skip
+def test_the_server_hears_our_name_with_its_port(overheard, target, host, expected):
+    site, heard = overheard
+    heard.clear()
+    assert site.request("GET", target, headers={"Host": host}).status == 204
+    assert [(got["host"], got["x-forwarded-host"]) for got in heard] == [(expected, expected)]
+
+
+@pytest.mark.parametrize(
+    "host", [f"{DOMAIN}:@evil.example", f"{WITH_PORT}@evil.example", f"{WITH_PORT}:8443"]
+)
+def test_what_is_no_name_is_heard_as_ours_or_refused_as_later_versions_of_nginx_do(
+    overheard, host
+):
+    site, heard = overheard
+    heard.clear()
+    status = site.request("GET", "/health", headers={"Host": host}).status
+    found = status, [(got["host"], got["x-forwarded-host"]) for got in heard]
+    assert found in ((204, [(DOMAIN, DOMAIN)]), (400, []))
+
+
+@pytest.mark.parametrize("tls", [True, False])
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/health", "evil.example"), ("/health", f"{DOMAIN}.evil.example"),
+        ("/health", f"evil.{DOMAIN}"), ("/health", "127.0.0.1"), ("/health", "localhost:443"),
+        ("https://evil.example/health", DOMAIN), ("/health", f"evil.example:{DOMAIN}"),
+        ("/.accel/library/a.png", "evil.example"),
+    ],
+)  # fmt: skip
+def test_the_server_hears_no_other_name(overheard, target, host, tls):
+    site, heard = overheard
+    heard.clear()
+    way = site if tls else plain_http(site)
+    assert (way.get(target, Host=host).status, heard) == (421, [])
 
 
 def test_urls_in_answers_have_the_port_that_the_client_came_to(behind):
-    headers = {**OWNER, "Host": f"{DOMAIN}:8443"}
-    for answer in (
-        behind.site.send_file("POST", "/upload", png(), headers=headers),
-        behind.site.send_file("POST", "/upload", png(), headers={**OWNER, "Host": DOMAIN}),
-    ):
-        assert answer.status == 201
-        assert answer.json["url"].startswith(f"https://{headers['Host']}/media/")
-        headers["Host"] = DOMAIN
+    answers = [behind.site.send_file("POST", "/upload", png(), headers={**OWNER, "Host": host})
+               for host in (WITH_PORT, DOMAIN)]  # fmt: skip
+    assert [answer.json["url"].partition("/media/")[0] for answer in answers] == [
+        f"https://{WITH_PORT}", f"https://{DOMAIN}"]  # fmt: skip
 
 
 def test_no_log_has_a_token(tmp_path, certificate):
@@ -17371,10 +17444,9 @@ def test_no_log_has_a_token(tmp_path, certificate):
         log = tmp_path / "access.log"
         wait_until(lambda: log.read_text().count("\n") == 61, "the last lines of the log")
     assert re.search(r'"GET /upload HTTP/1.1" 502 \d+ "https://.*/gallery" "', log.read_text())
-    for name in ("s", "files", "shares"):
-        assert f'"GET /{name}/- HTTP/1.1"' in log.read_text()
-    for path in tmp_path.glob("*.log"):
-        assert secret not in path.read_text()
+    hidden = {*re.findall(r'"GET /(\w+)/- HTTP/1.1"', log.read_text())}
+    assert hidden == {"s", "files", "shares"}
+    assert [path for path in tmp_path.glob("*.log") if secret in path.read_text()] == []
 
 
 def test_thirty_requests_at_a_time_pass_and_three_hundred_that_are_held_do_not(
@@ -17677,19 +17749,19 @@ def test_setup_installs_and_doing_it_again_changes_nothing(machine):
     said = machine.setup("--dry-run", "--domain", DOMAIN)
     assert not machine.root.exists()
     assert set(machine.called()) == {"nginx -v"}
-    for words in ("mediaserver.env", "systemctl restart mediaserver.service", "ln -sfn"):
-        assert words in said
+    words = ("mediaserver.env", "systemctl restart mediaserver.service", "ln -sfn")
+    assert [each for each in words if each not in said] == []
     machine.setup("--domain", DOMAIN)
     assert "systemctl enable mediaserver.socket mediaserver.service" in machine.called()
     assert machine.called()[-2:] == ["nginx -q -t", "systemctl reload-or-restart nginx"]
-    for name, mode in {
+    modes = {
         "/etc/mediaserver": 0o700,
         "/etc/mediaserver/mediaserver.env": 0o600,
         "/var/lib/mediaserver": 0o700,
         "/etc/mediaserver/tls/privkey.pem": 0o600,
         "/opt/mediaserver/mediaserver.py": 0o755,
-    }.items():
-        assert machine.mode(name) == mode, name
+    }
+    assert {name: machine.mode(name) for name in modes} == modes
     secrets = [machine.settings[name] for name in SECRETS]
     assert len(set(secrets)) == 3
     assert min(map(len, secrets)) >= 40
@@ -17791,9 +17863,9 @@ def test_what_setup_installs_is_without_fault_and_a_command(machine, tmp_path):
     lines = machine.text(DROPIN).splitlines()
     assert 'BindReadOnlyPaths="-/home/pi"' in lines
     assert 'ReadWritePaths="-/home/pi/Pictures"' in lines
-    for name in ("mediaserver.service", "mediaserver.socket"):
-        unit = machine.path("/etc/systemd/system") / name
-        assert said_by(need("systemd-analyze"), "verify", "--man=no", unit) == (0, "")
+    units = [machine.path("/etc/systemd/system") / f"mediaserver.{kind}"
+             for kind in ("service", "socket")]  # fmt: skip
+    assert said_by(need("systemd-analyze"), "verify", "--man=no", *units) == (0, "")
     launcher = machine.path("/usr/local/bin/media-server")
     assert said_by(need("shellcheck"), "--shell=sh", HERE / "setup.sh") == (0, "")
     text = launcher.read_text()
@@ -17813,8 +17885,8 @@ def test_uninstall_keeps_data_and_secrets_and_purge_does_not(machine, tmp_path):
     assert "systemctl disable --now mediaserver.service mediaserver.socket" in machine.called()
     assert machine.settings == before
     assert not machine.site.exists()
-    for gone in ("/opt/mediaserver", "/usr/local/bin/media-server"):
-        assert not machine.path(gone).exists()
+    gone = ("/opt/mediaserver", "/usr/local/bin/media-server")
+    assert [path for path in gone if machine.path(path).exists()] == []
     assert list(machine.path("/etc/systemd/system").rglob("*")) == []
     machine.setup()  # and it is back
     assert machine.settings == before
@@ -17957,8 +18029,8 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     env.write_text(text)  # an older one
     machine.setup()
     assert env.read_text() == text
-    for folder in ("/var/lib/mediaserver/box", "/srv/e/f", "/srv/people"):
-        assert f'alias "{folder}/";' in machine.site.read_text()
+    folders = {"/var/lib/mediaserver/box", "/srv/e/f", "/srv/people"}
+    assert folders <= {*re.findall('alias "(.*)/";', machine.site.read_text())}
     env.write_text(text.replace("./box", "s3://family/box").replace("/srv/people", "s3://x/y"))
     machine.setup()
     assert "s3:" not in machine.site.read_text()
@@ -18085,9 +18157,9 @@ def test_private_folders_elsewhere_are_writable_and_what_is_private_is_closed_to
     for name in ("a/b.png", "a"):
         (pictures / name).chmod(0o700)
     machine.setup("--accel-redirect")
-    for name in ("box", "index"):
-        assert machine.text(DROPIN).count(f'ReadWritePaths="-/srv/{name}"\n') == 1
-        assert machine.mode(f"/srv/{name}") == 0o700
+    written = re.findall('ReadWritePaths="-/srv/(.*)"\n', machine.text(DROPIN))
+    assert sorted((name, machine.mode(f"/srv/{name}")) for name in written) == [
+        ("box", 0o700), ("index", 0o700)]  # fmt: skip
     modes = {path.name: path.stat().st_mode & 0o77 for path in pictures.rglob("*")}
     assert (modes["b.png"], modes["a"]) == (0o40, 0o50)
     assert modes[".thumbnails"] == modes["entities"] == 0
