@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, require)
+# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
@@ -124,7 +124,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
     from typing import IO, TextIO
 
     from PIL import Image
@@ -1278,17 +1278,15 @@ class CredentialMissing(HTTPError):
         super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
-    """Raise 401 for a missing credential and 403 for one that does not suffice."""
-    if allows(access, principal, read_auth_enabled):
-        return
+def refusal(access: Access, principal: Principal) -> HTTPError:
+    """Return the 401 for a missing credential, or the 403 for one that does not suffice."""
     if principal == ANONYMOUS:
-        raise CredentialMissing(access)
+        return CredentialMissing(access)
     if principal.grant:
         scopes, path = ", ".join(sorted(principal.grant.scopes)), principal.grant.path
-        raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
+        return HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
     need = describe_credential(access)
-    raise HTTPError(403, f"The credential is good, but this needs {need}.")
+    return HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
 class AuthConfig:
@@ -9025,20 +9023,6 @@ SELECTING_FIELDS = frozenset((
 ))  # fmt: skip
 
 
-class Framing(NamedTuple):
-    """What the header fields of a request say about it: the last fields of RequestHead."""
-
-    headers: Headers
-    host: str
-    keep_alive: bool
-    content_length: int | None
-    chunked: bool
-    has_body: bool
-    expects_continue: bool
-    authorization: str | None
-    is_plain: bool
-
-
 class RequestHead(NamedTuple):
     """A request before its body; path and query are still percent-encoded."""
 
@@ -9071,14 +9055,14 @@ def parse_request_head(head: bytes) -> RequestHead:
         raise head_too_large(head)
     line, _, block = head.partition(b"\r\n")
     method, target, version = parse_request_line(line)
-    find_framing = _remembered_framing if len(block) <= MAX_REMEMBERED_BYTES else _parse_framing
-    framing = find_framing(block, version)
+    parse = _remembered_fields if len(block) <= MAX_REMEMBERED_BYTES else _parse_request_fields
+    known = parse(block, version)
     if target[0] == "/" and method != "CONNECT":
         path, _, query = target.partition("?")
     else:
         authority, path, query = _parse_other_target(method, target)
-        framing = framing._replace(host=authority or framing.host)
-    return tuple.__new__(RequestHead, (method, target, path, query, version, *framing))
+        known = known._replace(host=authority or known.host)
+    return tuple.__new__(RequestHead, (method, target, path, query, *known[4:]))
 
 
 def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
@@ -9148,7 +9132,8 @@ def _parse_other_target(method: str, target: str) -> tuple[str, str, str]:
     return _check_host(match[1]), match[2] or "/", match[3] or ""
 
 
-def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
+def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead:
+    """Return a head without its request line, of which only the version counts."""
     headers = parse_fields(block)
     options = {option.strip(" \t") for option in headers.get("connection", "").lower().split(",")}
     expectation = headers.get("expect", "").lower()
@@ -9156,7 +9141,9 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
         raise HTTPError(417, "The only expectation that can be met is 100-continue.")
     length = _parse_content_length(headers)
     chunked = _parse_transfer_encoding(headers, version)
-    return Framing(
+    return RequestHead(
+        *("", "", "", ""),
+        version=version,
         headers=headers,
         host=_parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
@@ -9169,8 +9156,8 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
     )
 
 
-_remembered_framing: Callable[[bytes, tuple[int, int]], Framing] = functools.lru_cache(256)(
-    _parse_framing
+_remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.lru_cache(256)(
+    _parse_request_fields
 )
 
 
@@ -9651,7 +9638,7 @@ def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
     return overlaps > 1
 
 
-def etag_matches(header: str, etag: str, weak: bool) -> bool:
+def etag_matches(header: str, etag: str, *, weak: bool) -> bool:
     """Say whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
 
     Weak comparison is for If-None-Match, strong for If-Match. `etag` has its quotes.
@@ -9695,7 +9682,8 @@ def check_preconditions(
     To what `changes` it, If-None-Match is a condition, too (RFC 9110 §13.1.2).
     """
     excluded = headers.get("if-none-match", "") if changes else ""
-    if precondition_failed(headers, etag, last_modified) or etag_matches(excluded, etag, True):
+    is_excluded = etag_matches(excluded, etag, weak=True)
+    if is_excluded or precondition_failed(headers, etag, last_modified):
         raise HTTPError(412, "What is here is not what the request is about.")
 
 
@@ -9831,10 +9819,10 @@ def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
     >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
     'de'
     """
-    accepted = headers.get("accept-language", "").lower()
-    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted)
-    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in known}
-    return max(liked, key=lambda tag: liked[tag], default="en")
+    weights = parse_weights(headers.get("accept-language", ""))
+    liked = [(weight, tag.partition("-")[0]) for tag, weight in weights.items()]
+    liked = [each for each in liked if each[1] in known]
+    return max(liked, key=lambda each: each[0], default=(0.0, "en"))[1]
 
 
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
@@ -9900,13 +9888,13 @@ def parse_date(value: str, now: float | None = None) -> int | None:
     return int(date.timestamp())
 
 
-def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+def format_head(status: int, headers: Mapping[str, str]) -> bytes:
     """Format the status line, the fields and the empty line after them (RFC 9112 §4).
 
     Raises ValueError if a CR, LF or NUL would make other fields, or another answer, of a value.
     """
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     head = "\r\n".join(lines)
     if not len(lines) - 1 == head.count("\r") == head.count("\n") or "\0" in head:
         raise ValueError("a header field must not contain CR, LF or NUL")
@@ -9965,7 +9953,8 @@ THREADS = {
     "answer": MAX_THREADS,  # the rest of long answers
     "decoder": 8,  # deferred work, as the others
     "list": 2,
-    "password": 96,
+    "password": 4,  # by the memory of scrypt, of which a thread keeps what it has freed
+    "registration": 1,  # so that it never delays logins
 }
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
@@ -10034,13 +10023,14 @@ class Response:
     def __init__(
         self,
         status: int = 200,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
         body: bytes | Iterable[Segment] = b"",
+        *,
         length: int = 0,
         resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
-        self.headers = list(headers)
+        self.headers = dict(headers or {})
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
@@ -10051,14 +10041,14 @@ class Response:
 
     def prepare(self) -> Response:
         """Put the head together once, for HTTP/1.1."""
-        message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
+        message = b"".join(self.to_segments(None, "", keep_alive=True))  # type: ignore[arg-type]
         start, _, rest = message.removesuffix(self.body).partition(b"Date: ")  # type: ignore[arg-type]
         self.prepared = start + b"Date: ", rest
         return self
 
     def again(self, principal: str) -> Response:
         """Return a prepared answer for somebody else."""
-        response = Response(self.status, (), self.body, self.length)
+        response = Response(self.status, None, self.body, length=self.length)
         response.prepared, response.route = self.prepared, self.route
         response.principal = principal
         return response
@@ -10069,21 +10059,23 @@ class Response:
             self.resource.close()
 
     def to_segments(
-        self, head: RequestHead | None, keep_alive: bool, date: str
+        self, head: RequestHead | None, date: str, *, keep_alive: bool
     ) -> Iterator[Segment]:
         """Yield the bytes of the message (RFC 9112 §2.1): head, and body unless it has none."""
         if self.prepared:
             start, rest = self.prepared
             fields = date if keep_alive else f"{date}\r\nConnection: close"
             return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
-        headers = [("Date", date), *self.headers]
+        headers = {"Date": date, **self.headers}
         bodiless = self.status in {204, 304}
-        if not bodiless:
-            headers.append(("Content-Length", str(self.length)))
+        if bodiless:
+            headers.pop("Content-Type", None)
+        else:
+            headers["Content-Length"] = str(self.length)
         if not keep_alive:
-            headers.append(("Connection", "close"))
+            headers["Connection"] = "close"
         elif head is not None and head.version == (1, 0):
-            headers.append(("Connection", "keep-alive"))
+            headers["Connection"] = "keep-alive"
         block = format_head(self.status, headers)
         if bodiless or (head is not None and head.method == "HEAD"):
             return iter((block,))
@@ -10115,7 +10107,7 @@ class Exchange(NamedTuple):
     What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
-    interim: Sequence[tuple[str, str]]  # the fields of a 104 before the body; none: no 104
+    interim: Mapping[str, str]  # the fields of a 104 before the body; none: no 104
     feed: Callable[[memoryview], Answer | None]  # takes content, which is good until it returns
     pause: Callable[[], Answer | None]  # lets go of what is not needed while no more comes
     finish: Callable[[], Answer]  # the body is complete
@@ -10299,12 +10291,12 @@ class Connection:
 
     # -- answering
 
-    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+    def send_interim(self, headers: Mapping[str, str]) -> None:
         """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
         if headers and self.head is not None and self.head.version > (1, 0):
             self.socket.send(format_head(104, headers))  # as short as it is alone
 
-    def begin(self, response: Response, whole: bool = True) -> None:
+    def begin(self, response: Response, *, whole: bool = True) -> None:
         """Set out to answer a request; one that is not here `whole` is the connection's last."""
         if response.resource is not None:
             try:
@@ -10317,7 +10309,7 @@ class Connection:
         self.after = IDLE if goes_on else CLOSED if whole else LINGERING
         self.response = response
         date = format_this_second(int(time.time()))
-        self.segments = response.to_segments(head, goes_on, date)
+        self.segments = response.to_segments(head, date, keep_alive=goes_on)
 
     def refuse(self, error: HTTPError) -> None:
         """Set out to answer an error that concerns the connection, and to end it."""
@@ -10328,7 +10320,7 @@ class Connection:
         origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
         return self.server.service.on_error(error, origin)
 
-    def send(self, may_wait: bool) -> State:
+    def send(self, *, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then.
 
         Unless it `may_wait`, it leaves it to others to go on after a while (SENDING), and to a
@@ -10843,7 +10835,7 @@ class Server(ThreadingHTTPServer):
             return CLOSED if connection.dropped > LINGER_BYTES else None
         return self.runner.proceed(connection)
 
-    def _collect(self, connection: Connection, is_over: bool) -> State:
+    def _collect(self, connection: Connection, *, is_over: bool) -> State:
         """Decode some of a body; a thread goes on when there is enough for one, or an end."""
         try:
             is_over = connection.take_body() or is_over
@@ -10935,6 +10927,7 @@ MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 HTML_TYPE = "text/html; charset=utf-8"
+TEXT_TYPES = {JSON_TYPE, HTML_TYPE}  # of answers that are compressed
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
@@ -11008,7 +11001,7 @@ class Route(NamedTuple):
     method: str
     path: str
     access: Access
-    family: str
+    family: Family
     summary: str
     answers: Mapping[int, str]
     handler: Callable[..., Answer]
@@ -11020,7 +11013,6 @@ class Route(NamedTuple):
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
-    headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
     name: str = ""  # in the documentation, where it is another one than the handler's
     header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
@@ -11035,23 +11027,29 @@ def summary_of(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").partition(".\n")[0].rstrip(".")
 
 
-def route(
-    method: str, path: str | Sequence[str], access: Access, family: str,
-    answers: Mapping[int, str], summary: str = "", **more: Any,
-) -> Callable[[Handler], Handler]:  # fmt: skip
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
+class Family(NamedTuple):
+    """Routes that belong together, as the contract has them."""
 
-    Its docstring begins with the summary, where another one is not given.
-    """
-    # Of several paths the first is the one that the documentation shows.
-    path, *others = [path] if isinstance(path, str) else path
+    name: str  # which tells the shape of their errors
+    headers: Mapping[str, str] = {}  # of every answer, errors too
 
-    def declare(handler: Handler) -> Handler:
-        about = (method, path, access, family, summary or summary_of(handler), answers, handler)
-        ROUTES.append(Route(*about, **more, aliases=tuple(others)))
-        return handler
+    def route(
+        self, method: str, path: str | Sequence[str], access: Access, answers: Mapping[int, str],
+        *, summary: str = "", **more: Any,
+    ) -> Callable[[Handler], Handler]:  # fmt: skip
+        """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
 
-    return declare
+        Its docstring begins with the summary, where another one is not given.
+        """
+        # Of several paths the first is the one that the documentation shows.
+        path, *others = [path] if isinstance(path, str) else path
+
+        def declare(handler: Handler) -> Handler:
+            about = (method, path, access, self, summary or summary_of(handler), answers, handler)
+            ROUTES.append(Route(*about, **more, aliases=tuple(others)))
+            return handler
+
+        return declare
 
 
 def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Deferred]]:
@@ -11172,41 +11170,41 @@ class Listing:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
-        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._made: dict[str, tuple[str | None, Content]] = {}
+        self._votes: dict[str, int] = {}  # of those that are kept
         self._vote_lock = threading.Lock()
 
-    def find(self, index: Index, key: str, zipped: bool) -> Content | None:
+    def find(self, index: Index, key: str) -> Content | None:
         """Return the list called `key` if it is there and current; the caller closes it."""
-        self._vote((key, zipped))
-        return self._current(index, (key, zipped))
+        self._vote(key)
+        return self._current(index, key)
 
     def make(
-        self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
+        self, index: Index, key: str, pieces: Callable[[], Iterator[str]], *, zipped: bool
     ) -> Content:
         """Return the list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self._current(index, (key, zipped))
+            content = self._current(index, key)
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                content = write_listing(pieces, zipped, self._folder)
-                if (key, zipped) in self._votes:
-                    self._made[(key, zipped)] = version, content
+                content = write_listing(pieces, self._folder, zipped=zipped)
+                if key in self._votes:
+                    self._made[key] = version, content
                     return reopened(content)
             return content
 
-    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
-        version, content = self._made.get(name, ("", None))
+    def _current(self, index: Index, key: str) -> Content | None:
+        version, content = self._made.get(key, ("", None))
         if content is None or version != index.files.library_version():
             return None
         return reopened(content)
 
-    def _vote(self, name: tuple[str, bool]) -> None:
+    def _vote(self, key: str) -> None:
         """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
         with self._vote_lock:
-            if name in self._votes or len(self._votes) < MAX_LISTINGS:
-                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+            if key in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[key] = min(self._votes.get(key, 0) + 1, MAX_VOTES)
                 return
             self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
             for gone in self._made.keys() - self._votes.keys():
@@ -11218,20 +11216,20 @@ def reopened(content: Content) -> Content:
     return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
-def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Path) -> Content:
+def write_listing(pieces: Callable[[], Iterator[str]], folder: Path, *, zipped: bool) -> Content:
     """Write JSON text to a nameless file, on disk or else in memory; compressed if worth it."""
     import tempfile  # 6 ms, and only where lists are asked for
 
     try:
-        return write_json(tempfile.TemporaryFile(buffering=0, dir=folder), pieces, zipped)
+        return write_json(tempfile.TemporaryFile(buffering=0, dir=folder), pieces, zipped=zipped)
     except OSError as error:  # the disk is full, or away: what is known of it can still be told
         if not hasattr(os, "memfd_create") or error.errno not in DISK_ERRORS:
             raise
         file = io.FileIO(os.memfd_create("list", os.MFD_CLOEXEC), "r+b")
-        return write_json(file, pieces, zipped)
+        return write_json(file, pieces, zipped=zipped)
 
 
-def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
+def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: bool) -> Content:
     """Write JSON text to an empty file, which is closed on an error."""
     with undoing(file.close):
         digest, plain_size = hashlib.sha256(), 0
@@ -11248,7 +11246,7 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
         if compressor and plain_size <= GZIP_BYTES:
             file.seek(0)
             file.truncate()
-            content = write_json(file, pieces, False)
+            content = write_json(file, pieces, zipped=False)
         else:
             write(compressor.flush() if compressor else b"")
             coding = "gzip" if compressor else ""
@@ -11309,8 +11307,8 @@ class HotFile:
     """
 
     def __init__(
-        self, root: str, name: str, status: os.stat_result, content: Content, access: Access,
-        route: int,
+        self, root: str, name: str, status: os.stat_result, content: Content, *,
+        access: Access, route: int,
     ) -> None:  # fmt: skip
         self.path = f"{root}/{name}"
         above = itertools.accumulate(name.split("/")[:-1], "{}/{}".format, initial=root)
@@ -11319,7 +11317,7 @@ class HotFile:
         self.state = hot_state(status)
         self.content = content
         self.is_small = bool(content.source)
-        self.fields = tuple(content.headers())
+        self.fields = content.headers()
         self.access = access
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
@@ -11354,11 +11352,6 @@ def hot_state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, size, modified, changed
 
 
-MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
-MAX_ADDRESS_FAILURES = 20  # and from one address
-LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
-
-
 @functools.lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
     """Return what stands for one client: an IPv6 address's /64, which one household has.
@@ -11374,86 +11367,6 @@ def network_of(address: str) -> str:
             mapped = parsed.ipv4_mapped
             return str(mapped or ipaddress.ip_network((parsed, 64), strict=False))
     return address
-
-
-MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
-MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
-
-
-class PasswordHasher:
-    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
-
-    They have threads of their own: the C library keeps what a thread has freed for that thread,
-    so that scrypts in the threads of forty requests left 400 MiB behind.
-    """
-
-    def __init__(self, at_once: int, places: int) -> None:
-        self._at_once = at_once
-        self._places = threading.BoundedSemaphore(places)
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place in the queue, which `run` needs; 503 if there is none."""
-        if not self._places.acquire(blocking=False):
-            detail = "Too many passwords are being checked; try again in a moment."
-            raise HTTPError(503, detail, {"Retry-After": "5"})
-        try:
-            yield
-        finally:
-            self._places.release()
-
-    def run(self, work: Callable[..., T], *arguments: str) -> T:
-        """Call `hash_password` or `verify_password` when it is its turn."""
-        with self._lock:
-            if self._threads is None:
-                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
-
-                self._threads = ThreadPoolExecutor(self._at_once)
-        return self._threads.submit(work, *arguments).result()
-
-    def hash(self, password: str) -> str:
-        """Return the hash of a new password, once there is room for its memory."""
-        with self.place():
-            return self.run(hash_password, password)
-
-
-class Logins:
-    """Checks passwords, and no more wrong ones than an account and an address may try."""
-
-    def __init__(self, failures: Failures, room: PasswordHasher) -> None:
-        self._failures = failures
-        self._room = room
-        self._ended = threading.Condition()
-
-    def check(
-        self, account: str, client: str, password: str, stored: str, *,
-        most: int = MAX_ACCOUNT_FAILURES,
-    ) -> bool:  # fmt: skip
-        """Return whether a password is right; 429 after too many that were not."""
-        limits = {account: most, f"address {network_of(client)}": MAX_ADDRESS_FAILURES}
-        attempt = secrets.token_hex(8)
-        with self._room.place():
-            self._begin(attempt, limits)
-            right = self._room.run(verify_password, password, stored)
-            self._failures.end(attempt, account if right else None)
-            with self._ended:
-                self._ended.notify_all()
-        return right
-
-    def _begin(self, attempt: str, limits: Mapping[str, int]) -> None:
-        """Wait while only logins that have not ended are in the way; 429 where failures are."""
-        while True:
-            now = time.time()
-            if wait := self._failures.closed_for(limits, now):
-                detail = "There were too many failed logins; try again later."
-                raise HTTPError(429, detail, {"Retry-After": str(math.ceil(wait))})
-            if self._failures.begin(attempt, limits, now):
-                return
-            with self._ended:
-                self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
 def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
@@ -11836,7 +11749,7 @@ class App:
 
     def __init__(
         self, settings: Settings, index: Index, thumbnails: Thumbnails, progress: SharedProgress,
-        meter: Meter | None = None,
+        *, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.meter = meter or Meter(1, len(ROUTES) + 1)
@@ -11860,9 +11773,6 @@ class App:
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
-        self.new_passwords = PasswordHasher(1, MAX_NEW_PASSWORDS)
-        room = PasswordHasher(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
-        self.logins = Logins(index.failures, room)
         lifetime = settings.upload_expiry_seconds
         self.uploads = ResumableUploads(index, self.folders, lifetime)
         self.hot: dict[str, HotFile] = {}  # by request target
@@ -11958,8 +11868,17 @@ class Request:
         self.has_upload = False  # or it is still to come, for an upload that can be resumed
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
-        self.interim: list[tuple[str, str]] = []  # fields of a 104
-        self.answer_headers: tuple[tuple[str, str], ...] = ()  # whatever the answer is
+        self.interim: Mapping[str, str] = {}  # fields of a 104
+        self.answer_headers: Mapping[str, str] = {}  # whatever the answer is
+
+    def may(self, access: Access) -> bool:
+        """Return whether its principal has this access."""
+        return allows(access, self.principal, self.app.settings.read_auth_enabled)
+
+    def need(self, access: Access) -> None:
+        """Refuse it where its principal has not this access: 401 or 403."""
+        if not allows(access, self.principal, self.app.settings.read_auth_enabled):
+            raise refusal(access, self.principal)
 
     @property
     def behind_proxy(self) -> bool:
@@ -12520,29 +12439,30 @@ def need_mounts(app: App) -> None:
 
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 def json_response(
-    value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return an answer in JSON."""
     return text_response(to_json(value), status, headers)
 
 
 def text_response(
-    text: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+    text: str, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Answer with the text of a JSON value."""
-    body = text.encode("utf-8", "replace")
-    return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
+    fields = {"Content-Type": JSON_TYPE, **(headers or {})}
+    return Response(status, fields, text.encode("utf-8", "replace"))
 
 
-def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, str]:
-    """Return the field that sets a cookie for a URL and those below (RFC 6265, section 4.1)."""
+def format_cookie(url: str, pair: str, seconds: int, same_site: str) -> str:
+    """Return Set-Cookie's value for a URL and those below (RFC 6265, section 4.1)."""
     base = urlsplit(url)
     secure = "; Secure" if base.scheme == "https" else ""
     rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
-    return "Set-Cookie", f"{pair}; {rules}"
+    return f"{pair}; {rules}"
 
 
 def format_time(seconds: float, timespec: str = "microseconds") -> str:
@@ -12556,14 +12476,16 @@ def format_time(seconds: float, timespec: str = "microseconds") -> str:
 
 
 def listing_response(
-    app: App, request: Request, key: str, pieces: Callable[[], Iterator[str]]
+    app: App, request: Request, name: str, pieces: Callable[[], Iterator[str]]
 ) -> Answer:
     """Answer with a long list, `pieces` of JSON text that are asked for only if it has changed."""
-    about = (app.index, key, accepts_gzip(request.headers))
-    content = app.listing.find(*about)
+    zipped = accepts_gzip(request.headers)
+    key = f"{name} {zipped}"
+    content = app.listing.find(app.index, key)
     if content is not None:
         return long_response(request, content)
-    return Deferred("list", lambda: long_response(request, app.listing.make(*about, pieces)))
+    make = functools.partial(app.listing.make, app.index, key, pieces, zipped=zipped)
+    return Deferred("list", lambda: long_response(request, make()))
 
 
 def long_response(request: Request, content: Content) -> Response:
@@ -12597,23 +12519,22 @@ class Content(NamedTuple):
         """Return the strong entity tag, the quoted hash (RFC 9110 §8.8.3); "" if there is none."""
         return self.sha256 and f'"{self.sha256}"'
 
-    def headers(self) -> list[tuple[str, str]]:
+    def headers(self) -> dict[str, str]:
         """Return the header fields of an answer with the content."""
-        headers = [("Content-Type", self.mime_type), ("X-Content-Type-Options", "nosniff")]
+        headers = {"Content-Type": self.mime_type, "Cache-Control": self.cache_control}
         if self.sha256:
-            headers += [("ETag", self.etag), ("Accept-Ranges", "bytes")]
-        headers.append(("Cache-Control", self.cache_control))
+            headers |= {"ETag": self.etag, "Accept-Ranges": "bytes"}
         if self.last_modified is not None:
-            headers.append(("Last-Modified", format_date(self.last_modified)))
+            headers["Last-Modified"] = format_date(self.last_modified)
         if self.vary or self.mime_type == JSON_TYPE:
-            headers.append(("Vary", self.vary or "Accept-Encoding"))
+            headers["Vary"] = self.vary or "Accept-Encoding"
         if self.mime_type == "image/svg+xml":
-            headers.append(("Content-Security-Policy", SVG_POLICY))
+            headers["Content-Security-Policy"] = SVG_POLICY
         elif self.filename and self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
             name = printable(self.filename)
-            headers.append(("Content-Disposition", content_disposition_attachment(name)))
+            headers["Content-Disposition"] = content_disposition_attachment(name)
         if self.encoding:
-            headers.append(("Content-Encoding", self.encoding))
+            headers["Content-Encoding"] = self.encoding
         return headers
 
     def cut(self, first: int, last: int, before: bytes = b"") -> Iterator[Segment]:
@@ -12639,40 +12560,41 @@ SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sand
 
 
 def content_response(
-    head: RequestHead, content: Content, known: Iterable[tuple[str, str]] = ()
+    head: RequestHead, content: Content, known: Mapping[str, str] | None = None
 ) -> Response:
     """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
 
     `known` are the content's header fields, where they are put together already.
     """
-    headers, fields, ranges = head.headers, [*known] or content.headers(), None
+    headers, fields, ranges = head.headers, dict(known or content.headers()), None
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
         about = (content.etag, content.last_modified)
         check_preconditions(headers, *about)
         if not_modified(headers, *about):
-            return Response(304, fields[2:], resource=held)
+            return Response(304, fields, resource=held)
         # Ranges are defined for GET alone (§14.2).
         if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
             ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
-            fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
-        return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
+            del fields["Accept-Ranges"]  # nginx adds its own to a whole file
+        return Response(200, {**fields, "X-Accel-Redirect": content.internal}, resource=held)
     if ranges is None and isinstance(content.source, bytes):
         return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
-        return Response(200, fields, body, content.size, held)
+        return Response(200, fields, body, length=content.size, resource=held)
     if len(ranges) == 1:
         first, last = ranges[0]
-        fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
+        fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
+        body, length = [*content.cut(first, last)], last + 1 - first
+        return Response(206, fields, body, length=length, resource=held)
     return multirange_response(content, fields, ranges)
 
 
 def multirange_response(
-    content: Content, fields: list[tuple[str, str]], ranges: Sequence[tuple[int, int]]
+    content: Content, fields: Mapping[str, str], ranges: Sequence[tuple[int, int]]
 ) -> Response:
     """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
@@ -12683,10 +12605,10 @@ def multirange_response(
         head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
         length += len(head) + last + 1 - first
         parts += content.cut(first, last, head)
-    end = f"\r\n--{boundary}--\r\n".encode()
-    fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
+    parts.append(end := f"\r\n--{boundary}--\r\n".encode())
+    fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
     held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, [*parts, end], length + len(end), held)
+    return Response(206, fields, parts, length=length + len(end), resource=held)
 
 
 # -- The application ---------------------------------------------------------------------
@@ -12713,25 +12635,25 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
 }
 
 
-def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
-    """Return what tells a browser which pages may read an answer (Fetch Standard, CORS)."""
-    exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
-    if "*" in origins:
-        return [("Access-Control-Allow-Origin", "*"), *exposed]
-    allowed = [("Access-Control-Allow-Origin", origin), *exposed] if origin in origins else []
-    return [*allowed, ("Vary", "Origin")]
+def add_vary(headers: dict[str, str], name: str) -> None:
+    """Name a field of the request that an answer depends on, too (RFC 9110 §12.5.5)."""
+    headers["Vary"] = f"{headers['Vary']}, {name}" if "Vary" in headers else name
 
 
 def complete_headers(response: Response, origins: Sequence[str], origin: str) -> None:
     """Add CORS and what keeps browsers from guessing types, and caches what may change."""
-    if origins:
-        response.headers += cors_headers(origins, origin)
-    names = {name for name, _ in response.headers}
-    if "X-Content-Type-Options" not in names:
-        response.headers.append(("X-Content-Type-Options", "nosniff"))
-    changing = response.status >= 400 or ("Content-Type", JSON_TYPE) in response.headers
-    if changing and not names & {"Cache-Control", "ETag"}:
-        response.headers.append(("Cache-Control", "no-store"))
+    headers = response.headers
+    allowed = "*" if "*" in origins else origin if origin in origins else ""
+    if allowed:  # which pages may read the answer (Fetch Standard, CORS)
+        headers["Access-Control-Allow-Origin"] = allowed
+        if origin:
+            headers["Access-Control-Expose-Headers"] = CORS_EXPOSED
+    if origins and "*" not in origins:
+        add_vary(headers, "Origin")
+    headers["X-Content-Type-Options"] = "nosniff"
+    changing = response.status >= 400 or headers.get("Content-Type") == JSON_TYPE
+    if changing and headers.keys().isdisjoint(("Cache-Control", "ETag")):
+        headers |= NO_STORE
 
 
 REFUSALS = frozenset({401, 403, 429})
@@ -12836,7 +12758,7 @@ class Application(Service):
         head = request.head
         found = self.routes.find(head.path)
         for item, _ in found.values():  # an error before the choice is this family's
-            request.family, request.answer_headers = item.family, item.headers
+            request.family, request.answer_headers = item.family
             break
         if (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
             method = head.headers.get("x-http-method-override") or head.method
@@ -12849,9 +12771,9 @@ class Application(Service):
         item, parameters = choose_route(found, head.method)
         if not (item.reads or head.method in {"GET", "HEAD"}):
             self._need_writer()
-        request.family, request.route = item.family, self.numbers[id(item)]
-        request.answer_headers = item.headers
-        require(item.access, request.principal, self.app.settings.read_auth_enabled)
+        request.family, request.answer_headers = item.family
+        request.route = self.numbers[id(item)]
+        request.need(item.access)
         if request.principal.grant:
             self._take_use(request, request.principal.grant, item)
         if item.parameters or item.query:
@@ -12926,20 +12848,20 @@ class Application(Service):
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-        headers = [("Allow", allow)]
+        headers = {"Allow": allow}
         asked = "access-control-request-method" in head.headers
         if asked and self.app.settings.cors_allow_origins:
             wanted = head.headers.get("access-control-request-headers")
-            headers += [
-                ("Access-Control-Allow-Methods", allow),
-                ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
-                ("Access-Control-Max-Age", CORS_MAX_AGE),
-            ]
+            headers |= {
+                "Access-Control-Allow-Methods": allow,
+                "Access-Control-Allow-Headers": wanted or "Authorization, Content-Type",
+                "Access-Control-Max-Age": CORS_MAX_AGE,
+            }
         if "OPTIONS" in found:  # what a protocol of its own has to say
             item, parameters = found["OPTIONS"]
             said = item.handler(self.app, request, **parameters)
             assert isinstance(said, Response)
-            headers += said.headers
+            headers |= said.headers
         return Response(204, headers)
 
     def finish(
@@ -12947,25 +12869,22 @@ class Application(Service):
     ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         if request is not None:
-            response.headers += request.answer_headers
+            response.headers |= request.answer_headers
             response.route, response.principal = request.route, str(request.principal)
         origins = self.app.settings.cors_allow_origins
         complete_headers(response, origins, head.headers.get("origin", ""))
-        body = response.body
-        kinds = ("Content-Type", JSON_TYPE), ("Content-Type", HTML_TYPE)
-        if not isinstance(body, bytes) or response.headers[0] not in kinds:
+        body, headers = response.body, response.headers
+        if not isinstance(body, bytes) or headers.get("Content-Type") not in TEXT_TYPES:
             return
         if is_long := len(body) > GZIP_BYTES:
-            response.headers.append(("Vary", "Accept-Encoding"))
-        name, tag = response.headers[1]
-        if name == "ETag" and not_modified(head.headers, tag, None):
+            add_vary(headers, "Accept-Encoding")
+        if "ETag" in headers and not_modified(head.headers, headers["ETag"], None):
             # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
             response.status, response.body, response.length = 304, b"", 0
-            del response.headers[0]
         elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
             response.length = len(response.body)
-            response.headers.append(("Content-Encoding", "gzip"))
+            headers["Content-Encoding"] = "gzip"
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
         response = error_response(error, "")
@@ -12997,11 +12916,9 @@ class Application(Service):
         disk may be waited for; in others that gives None.
         """
         app, hot = self.app, self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"}:
+        if hot is None or hot.forgotten != app.scanner.progress.forgotten[0]:
             return None
-        if hot.forgotten != app.scanner.progress.forgotten[0]:
-            return None
-        if turn and is_remote(hot.state[0]):
+        if head.method not in {"GET", "HEAD"} or (turn and is_remote(hot.state[0])):
             return None
         is_open = head.authorization is None and hot.access is OPEN
         principal = ANONYMOUS if is_open else self._recall(head, hot.access)
@@ -13009,14 +12926,12 @@ class Application(Service):
             return None
         status = hot.choose(head)
         try:
-            if status or hot.is_small:
-                if hot.seen != turn or not turn:
-                    if not hot.is_current(os.lstat(hot.path)):
-                        return None
-                    hot.seen = turn
-                content = hot.content
-            else:
+            if not (status or hot.is_small):
                 content = open_hot(hot)
+            elif (turn and hot.seen == turn) or hot.is_current(os.lstat(hot.path)):
+                content, hot.seen = hot.content, turn
+            else:
+                return None
         except OSError:
             return None
         if status:
@@ -13036,10 +12951,8 @@ class Application(Service):
 
     def _prepare(self, hot: HotFile, status: int) -> Response:
         """Put an answer with a hot file together that is the same whoever asks."""
-        if status == 304:
-            response = Response(304, hot.fields[2:])
-        else:
-            response = Response(200, hot.fields, hot.content.source)  # type: ignore[arg-type]
+        body = b"" if status == 304 else hot.content.source
+        response = Response(status, hot.fields, body)  # type: ignore[arg-type]
         complete_headers(response, self.app.settings.cors_allow_origins, "")
         response.route, response.principal = hot.route, str(ANONYMOUS)
         hot.prepared[status] = response.prepare()
@@ -13164,7 +13077,7 @@ def error_response(error: HTTPError, family: str) -> Response:
         for problem in error.problems:
             name = problem.field or "non_field_errors"
             value.setdefault(name, []).append(django_message(problem))
-    return json_response(value, status, error.headers.items())
+    return json_response(value, status, error.headers)
 
 
 def fastapi_error(problem: FieldError) -> dict[str, Any]:
@@ -13191,6 +13104,11 @@ def django_message(problem: FieldError) -> str:
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
 # an asset that may be shown, and answering with it.
 
+MEDIA, LIBRARY, IMAGES = Family("media"), Family("library"), Family("images")
+ACCOUNTS, ENTITIES = Family("accounts"), Family("entities")
+SHARES, TRASH, SYSTEM = Family("shares"), Family("trash"), Family("system")
+FILES = Family("files", headers={"Tus-Resumable": TUS_VERSION})
+
 
 def check_sha256(text: str) -> str:
     """Return a SHA-256 in lower case; 400 for another text."""
@@ -13215,17 +13133,15 @@ def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
-def find_content(app: App, request: Request, sha256: str) -> Located:
+def find_content(request: Request, sha256: str) -> Located:
     """Return a file with this content that the principal may read and that is there; 404."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
+    private = ["images"] if request.may(PRIVATE_READ) else []
+    return existing(find_duplicate(request.app, sha256, "library", *private), NO_FILE)
 
 
-def find_readable(
-    app: App, request: Request, sha256: str, trashed: bool = False
-) -> Located | None:
+def find_readable(request: Request, sha256: str, *, trashed: bool = False) -> Located | None:
     """Return a file with this content, of any family, that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    app, private = request.app, ["images"] if request.may(PRIVATE_READ) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
     found = app.index.files.readable(sha256, roots, user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
@@ -13248,12 +13164,13 @@ class FileChanged(HTTPError):
         super().__init__(404, NO_FILE)
 
 
-def named_response(app: App, request: Request, folder: Folder, path: str, rule: str) -> Response:
+def named_response(request: Request, folder: Folder, path: str, rule: str) -> Response:
     """Answer with the file of a name, which is read again if it was changed on disk; 404."""
+    app = request.app
     try:
         found = app.index.files.get(folder.name, path)
         if found is not None:
-            return file_response(app, request, found, rule)
+            return file_response(request, found, rule)
         # An earlier program's file may not have been scanned yet
         unseen = folder is app.images and folder.is_local(path) and not path.startswith(".")
     except FileChanged:
@@ -13262,17 +13179,17 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
         found = app.scanner.refresh(folder, path, found is not None) if unseen else None
     except (OSError, ValueError):
         found = None
-    return file_response(app, request, existing(found, NO_FILE), rule)
+    return file_response(request, existing(found, NO_FILE), rule)
 
 
 def file_response(
-    app: App, request: Request, found: Located, rule: str, by_link: bool = False
+    request: Request, found: Located, rule: str, *, by_link: bool = False
 ) -> Response:
     """Answer with a file as it was when it was read; FileChanged if it is that no more.
 
     What is shared `by_link` is nobody's to keep for others: the link may end.
     """
-    file, asset = found
+    app, (file, asset) = request.app, found
     rule = f"private, {rule}" if by_link else caching(app, file, rule)
     folder, modified = app.folders[file.root], file.mtime_ns / 1e9
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
@@ -13297,8 +13214,8 @@ def file_response(
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
         content = Content(held, *about, internal)
-        hot = None if by_link else remember_hot(app, request, file, content, status)
-        response = content_response(request.head, content, hot.fields if hot else ())
+        hot = None if by_link else remember_hot(request, file, content, status)
+        response = content_response(request.head, content, hot.fields if hot else None)
         if not small:
             cleanup.pop_all()
     return response
@@ -13315,8 +13232,8 @@ def object_response(request: Request, content: Content, source: ObjectReader) ->
             return response
         if request.app.settings.s3_redirect:
             scope = content.cache_control.partition(",")[0]
-            rule = ("Cache-Control", f"{scope}, max-age={S3_URL_SECONDS // 2}")
-            return Response(307, [("Location", source.url(S3_URL_SECONDS)), rule])
+            rule, url = f"{scope}, max-age={S3_URL_SECONDS // 2}", source.url(S3_URL_SECONDS)
+            return Response(307, {"Location": url, "Cache-Control": rule})
         first = next(iter(response.body), None)
         if isinstance(first, FileSlice):
             first.fetch(source)
@@ -13345,10 +13262,10 @@ HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of
 
 
 def remember_hot(
-    app: App, request: Request, file: File, content: Content, status: os.stat_result
+    request: Request, file: File, content: Content, status: os.stat_result
 ) -> HotFile | None:
     """Have the next GETs of a file, which was found like this, answered without the index."""
-    access = HOT_ACCESS.get(file.root)
+    app, access = request.app, HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
         return None
     if access is READ and not app.settings.read_auth_enabled:
@@ -13358,7 +13275,7 @@ def remember_hot(
             return None
         content = content._replace(source=b"")
     root = app.folders[file.root].path
-    hot = HotFile(root, file.path, status, content, access, request.route)
+    hot = HotFile(root, file.path, status, content, access=access, route=request.route)
     app.remember(request.head.target, hot)
     return hot
 
@@ -13441,12 +13358,10 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 ))  # fmt: skip
 
 
-@route("POST", "/upload", UPLOAD, "media",
-       {201: "PublicImage"}, body=MEDIA_UPLOAD,
-       is_target=True, summary="Upload a public image")  # fmt: skip
-@route("PUT", "/upload", UPLOAD, "media",
-       {201: "PublicImage"}, name="put_media",
-       body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
+@MEDIA.route("POST", "/upload", UPLOAD, {201: "PublicImage"}, body=MEDIA_UPLOAD, is_target=True,
+    summary="Upload a public image")  # fmt: skip
+@MEDIA.route("PUT", "/upload", UPLOAD, {201: "PublicImage"}, name="put_media",
+    body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
     incoming, facts = check_type(request, MEDIA_TYPES)
@@ -13460,14 +13375,14 @@ def upload_media(app: App, request: Request) -> Response:
         "content_type": facts.mime_type,
         "sha256": asset.sha256,
     }
-    return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
+    return json_response(value, 201, {"Location": request.reference(f"/media/{filename}")})
 
 
-@route("GET", "/media/{filename}", READ, "media", {200: "file"})
+@MEDIA.route("GET", "/media/{filename}", READ, {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    return named_response(app, request, app.library, path, "max-age=3600")
+    return named_response(request, app.library, path, "max-age=3600")
 
 
 def find_media(app: App, request: Request, filename: str) -> File:
@@ -13475,7 +13390,7 @@ def find_media(app: App, request: Request, filename: str) -> File:
     return existing(app.index.files.get("library", f"{MEDIA_FOLDER}/{filename}"), NO_FILE)[0]
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"}, before=find_media)
+@MEDIA.route("DELETE", "/media/{filename}", UPLOAD, {200: "Deleted"}, before=find_media)
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
@@ -13495,7 +13410,7 @@ MEDIA_PAGING = (
 )
 
 
-@route("GET", "/media", READ, "media", {200: "PublicFiles"}, query=MEDIA_PAGING)
+@MEDIA.route("GET", "/media", READ, {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
     """All public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
@@ -13507,16 +13422,15 @@ def list_media(app: App, request: Request) -> Answer:
     def pieces() -> Iterator[str]:
         yield f'{{"count":{app.index.files.count_media()},"files":['
         for number, row in enumerate(app.index.files.media(size, offset)):
-            yield "," * (number > 0) + to_json(media_json(request, *row))
+            yield "," * (number > 0) + to_json(media_json(request, row))
         yield "]}"
 
     return listing_response(app, request, f"{request.url('/media')} {size} {offset}", pieces)
 
 
-def media_json(
-    request: Request, path: str, sha256: str, size: int, mime_type: str | None, added: float
-) -> dict[str, Any]:
+def media_json(request: Request, row: tuple[str, str, int, str | None, float]) -> dict[str, Any]:
     """Return a public upload as answers show it."""
+    path, sha256, size, mime_type, added = row
     filename = path.partition("/")[2]
     # URLs are UTF-8; where a name is not, the content's own name leads to it
     place = f"/media/{quote(filename)}" if printable(filename) == filename else f"/image/{sha256}"
@@ -13534,7 +13448,7 @@ def media_json(
 LIBRARY_TYPES = formats_for("library")
 
 
-@route("GET", "/list", READ, "library", {200: "LibraryFile{}"})
+@LIBRARY.route("GET", "/list", READ, {200: "LibraryFile{}"})
 def list_library(app: App, request: Request) -> Answer:
     """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
@@ -13555,18 +13469,19 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "thumbnail"})
+@LIBRARY.route("GET", "/thumbnail/{sha256}", READ, {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     """A PNG that fits 256 × 256."""
-    file, asset = find_content(app, request, check_sha256(sha256))
-    work = functools.partial(thumbnail_response, app, request, file, asset)
+    file, asset = find_content(request, check_sha256(sha256))
+    work = functools.partial(thumbnail_response, request, file, asset)
     return Deferred("decoder", work) if asset.thumbnail is None else work()
 
 
 def thumbnail_response(
-    app: App, request: Request, file: File, asset: Asset, by_link: bool = False
+    request: Request, file: File, asset: Asset, *, by_link: bool = False
 ) -> Response:
     """Answer with a thumbnail, which is made if need be."""
+    app = request.app
     try:
         with app.disk(file.root):
             outcome = app.renditions.ensure_thumbnail(file, asset)
@@ -13584,7 +13499,7 @@ def thumbnail_response(
         with contextlib.suppress(OSError, ValueError):
             status = folder.stat(file.path)
             if file.matches(status):
-                remember_hot(app, request, file, content, status)
+                remember_hot(request, file, content, status)
     return content_response(request.head, content)
 
 
@@ -13604,17 +13519,17 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
+@IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
-    return named_response(app, request, app.images, filename, "no-cache")
+    return named_response(request, app.images, filename, "no-cache")
 
 
-@route("GET", "/image/{sha256}", READ, "library", {200: "file"})
+@LIBRARY.route("GET", "/image/{sha256}", READ, {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     """A file by its SHA-256."""
-    found = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, found, FOREVER)
+    found = find_content(request, check_sha256(sha256))
+    return file_response(request, found, FOREVER)
 
 
 def library_name(request: Request, filename: str) -> str:
@@ -13632,14 +13547,14 @@ LIBRARY_UPLOAD = BodySpec(
 )
 
 
-@route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
-       {201: "LibraryImage", 200: "LibraryImage: It was there."},
-       body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
+@LIBRARY.route("PUT", ("/image/{filename}", "/image"), UPLOAD,
+    {201: "LibraryImage", 200: "LibraryImage: It was there."},
+    body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
     incoming, facts = check_type(request, LIBRARY_TYPES)
     name = library_name(request, incoming.filename)
-    readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
+    readable = request.may(READ)
     with app.data.content_lock(incoming.sha256):
         known = find_duplicate(app, incoming.sha256, "library") if readable else None
         if known is None:
@@ -13699,8 +13614,8 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     return safe_name(f"{stem}{extension}")
 
 
-@route("POST", "/upload-image", WRITE, "images",
-       {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
+@IMAGES.route("POST", "/upload-image", WRITE,
+    {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
     incoming, facts = check_type(request, IMAGE_TYPES)
@@ -13723,6 +13638,9 @@ MAX_DESCRIPTION_LENGTH = 10_000
 MAX_NOTE_LENGTH = 1024
 MAX_USER_AGENT_LENGTH = 120  # of what is kept of it
 MAX_SEARCH_TERMS = 32
+MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
+MAX_ADDRESS_FAILURES = 20  # and from one address
+LOOK_AGAIN_SECONDS = 0.02  # for the end of logins of which some may fail
 FILE_URL_SECONDS = 3600
 PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
 KINDS = ("image", "video", "audio")
@@ -13820,14 +13738,14 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts",
-       {201: "User", 403: "Error: Registration is off."},
-       body=REGISTRATION, before=check_registration)  # fmt: skip
-@deferred("password")
+@ACCOUNTS.route("POST", "/api/auth/register", OPEN,
+    {201: "User", 403: "Error: Registration is off."},
+    body=REGISTRATION, before=check_registration)  # fmt: skip
+@deferred("registration")
 def register(app: App, request: Request) -> Response:
     """Make an account."""
     values = request.fields
-    values["password"] = app.new_passwords.hash(values["password"])
+    values["password"] = hash_password(values["password"])
 
     def add(db: Database) -> User:
         if problems := list(taken_problems(app.index.users.taken(values, db))):
@@ -13837,12 +13755,30 @@ def register(app: App, request: Request) -> Response:
     return json_response(user_json(app.index.write(add)), 201)
 
 
+def check_login(
+    request: Request, account: str, password: str, stored: str, *, most: int = MAX_ACCOUNT_FAILURES
+) -> bool:
+    """Return whether a password is right; 429 after too many that were not."""
+    failures, attempt = request.app.index.failures, secrets.token_hex(8)
+    limits = {account: most, f"address {network_of(request.client)}": MAX_ADDRESS_FAILURES}
+    while True:
+        if wait := failures.closed_for(limits, now := time.time()):
+            detail = "There were too many failed logins; try again later."
+            raise HTTPError(429, detail, {"Retry-After": str(math.ceil(wait))})
+        if failures.begin(attempt, limits, now):
+            break
+        time.sleep(LOOK_AGAIN_SECONDS)  # logins that have not ended are in the way
+    right = verify_password(password, stored)
+    failures.end(attempt, account if right else None)
+    return right
+
+
 def login_key(user: User | None, name: str) -> str:
     """Return what failed logins count under: an account's names are one, in any case."""
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
-@route("POST", "/api/auth/login", OPEN, "accounts", {200: "Tokens"}, body=LOGIN)
+@ACCOUNTS.route("POST", "/api/auth/login", OPEN, {200: "Tokens"}, body=LOGIN)
 @deferred("password")
 def login(app: App, request: Request) -> Response:
     """Get an access and a refresh token."""
@@ -13850,7 +13786,7 @@ def login(app: App, request: Request) -> Response:
     user = app.index.users.find(name)
     stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
     password = request.fields["password"]
-    right = app.logins.check(login_key(user, name), request.client, password, stored)
+    right = check_login(request, login_key(user, name), password, stored)
     session = begin_session(app, request, user) if user and right else None
     if user is None or session is None:
         raise unauthorized("No active account found with the given credentials")
@@ -13902,7 +13838,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "Tokens"}, body=REFRESH)
+@ACCOUNTS.route("POST", "/api/auth/token/refresh", OPEN, {200: "Tokens"}, body=REFRESH)
 def refresh_tokens(app: App, request: Request) -> Response:
     """Spend a refresh token for new tokens."""
     arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
@@ -13923,7 +13859,7 @@ LOGOUT = BodySpec(ANY_BODY, (
 ), check=one_of_fields("refresh", "all"))  # fmt: skip
 
 
-@route("POST", "/api/auth/logout", USER, "accounts", {205: ""}, body=LOGOUT)
+@ACCOUNTS.route("POST", "/api/auth/logout", USER, {205: ""}, body=LOGOUT)
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
@@ -13937,7 +13873,7 @@ def logout(app: App, request: Request) -> Response:
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
 
-@route("GET", "/api/auth/sessions", USER, "accounts", {200: "Session[]"})
+@ACCOUNTS.route("GET", "/api/auth/sessions", USER, {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
     """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
@@ -13955,30 +13891,30 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
-@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: ""})
+@ACCOUNTS.route("DELETE", "/api/auth/sessions/{id}", USER, {204: ""})
 def end_one_session(app: App, request: Request, id: str) -> Response:
     """End one of my sessions."""
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
 
-@route("GET", "/api/auth/profile", USER, "accounts", {200: "User"})
+@ACCOUNTS.route("GET", "/api/auth/profile", USER, {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
     """Who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
-@route("POST", "/api/auth/password", USER, "accounts", {204: ""}, body=PASSWORD_CHANGE)
+@ACCOUNTS.route("POST", "/api/auth/password", USER, {204: ""}, body=PASSWORD_CHANGE)
 @deferred("password")
 def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    is_right = check_login(request, key, values["old_password"], user.password)
     problems: list[FieldError] = []  # of both are told at once
     collect_declared((NEW_PASSWORD,), values, "body", problems)
     if is_right and not problems:
-        password = app.new_passwords.hash(values["new_password"])
+        password = hash_password(values["new_password"])
         is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
     if not is_right:
         problems.append(FieldError("body", "old_password", "Wrong password."))
@@ -14045,7 +13981,7 @@ def parse_search(text: str) -> tuple[str, ...]:
 
 def list_owned(
     request: Request, things: OwnedTable[Record], columns: Set[str],
-    to_json: Callable[[Record], Any], equal: tuple[tuple[str, str], ...] = (),
+    to_json: Callable[[Record], Any], *, equal: tuple[tuple[str, str], ...] = (),
 ) -> Response:  # fmt: skip
     """Return a page of the caller's own things."""
     query = request.query
@@ -14119,7 +14055,7 @@ def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
     return tuple(f"{path}{rest}" for path in paths)
 
 
-def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, Any]:
+def record_json(request: Request, record: MediaRecord) -> dict[str, Any]:
     """Return a media record as answers show it."""
     return {
         "id": record.id,
@@ -14127,7 +14063,7 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "name": record.name,
         "type": record.type,
         "size": record.size,
-        "file": file_url(app, request, record) if has_file(request, record) else None,
+        "file": file_url(request, record) if has_file(request, record) else None,
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
@@ -14138,28 +14074,26 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
 
 def has_file(request: Request, record: MediaRecord) -> bool:
     """Return whether a record has a file, or shows one that the principal may read."""
-    read_auth_enabled = request.app.settings.read_auth_enabled
-    may_read = allows(READ, request.principal, read_auth_enabled)
-    return bool(record.path or (record.sha256 and may_read))
+    return bool(record.path or (record.sha256 and request.may(READ)))
 
 
-def file_url(app: App, request: Request, record: MediaRecord) -> str:
+def file_url(request: Request, record: MediaRecord) -> str:
     """Return a URL that shows a record's file for an hour without a header, as <img> needs it."""
     expires = int(time.time()) + FILE_URL_SECONDS
-    signature = sign_until(app.file_key, record.id, expires)
+    signature = sign_until(request.app.file_key, record.id, expires)
     path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
 
-@route("GET", MEDIA_PATHS, USER, "accounts",
-       {200: "Records", 404: "Error: Invalid page."},
-       query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
-              *PAGING))  # fmt: skip
+@ACCOUNTS.route("GET", MEDIA_PATHS, USER,
+    {200: "Records", 404: "Error: Invalid page."},
+    query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
+           *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     """My media records."""
-    to_json = functools.partial(record_json, app, request)
+    to_json = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
-    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
+    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
 
 
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
@@ -14210,8 +14144,8 @@ def check_room(app: App, request: Request) -> None:
     request.room = max(0, find_room(app, caller(request)))
 
 
-@route("POST", MEDIA_PATHS, USER, "accounts",
-       {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
+@ACCOUNTS.route("POST", MEDIA_PATHS, USER,
+    {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
@@ -14223,7 +14157,7 @@ def create_record(app: App, request: Request) -> Response:
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
-    return json_response(record_json(app, request, record), 201)
+    return json_response(record_json(request, record), 201)
 
 
 def find_record(app: App, request: Request, id: str) -> MediaRecord:
@@ -14239,10 +14173,10 @@ def check_record(app: App, request: Request, id: str) -> MediaRecord:
     return record
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
+@ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """One of my media records."""
-    value = record_json(app, request, find_record(app, request, id))
+    value = record_json(request, find_record(app, request, id))
     return json_response(value)
 
 
@@ -14250,12 +14184,11 @@ class Stale(Exception):
     """Another request replaced the same record's file first."""
 
 
-@route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
-       summary="Change a media record; a file replaces its file")  # fmt: skip
-@route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "Record"},
-       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
+@ACCOUNTS.route("PUT", below(MEDIA_PATHS, "/{id}"), USER,
+    {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
+    summary="Change a media record; a file replaces its file")  # fmt: skip
+@ACCOUNTS.route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"}, before=check_record,
+    body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     """Change some of a media record; a file replaces its file."""
     record = find_record(app, request, id)
@@ -14274,7 +14207,7 @@ def change_record(app: App, request: Request, id: str) -> Response:
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
-            return json_response(record_json(app, request, record))
+            return json_response(record_json(request, record))
 
 
 def write_record(
@@ -14300,7 +14233,7 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""}, before=find_record)
+@ACCOUNTS.route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, {204: ""}, before=find_record)
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
@@ -14308,21 +14241,21 @@ def delete_record(app: App, request: Request, id: str) -> Response:
     return Response(204)
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       {200: "file", 403: "Error: The signature is not good, or no longer."},
-       query=(Field("expires"), Field("signature")))  # fmt: skip
+@ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN,
+    {200: "file", 403: "Error: The signature is not good, or no longer."},
+    query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
-        require(Access.USER, request.principal, app.settings.read_auth_enabled)
+        request.need(USER)
         record = find_record(app, request, id)
     existing(has_file(request, record))
     if not record.sha256:
-        return named_response(app, request, app.users, existing(record.path), "no-cache")
+        return named_response(request, app.users, existing(record.path), "no-cache")
     found = find_duplicate(app, record.sha256, "library", "entities")
-    return file_response(app, request, existing(found, NO_FILE), "no-cache")
+    return file_response(request, existing(found, NO_FILE), "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
@@ -14354,17 +14287,15 @@ def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Princip
 MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
-@route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       {200: "Record"}, before=find_record,
-       body=MEMBERSHIP)  # fmt: skip
+@ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, {200: "Record"},
+    before=find_record, body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     """Put a media record into a collection."""
     key = request.fields["collection_id"]
     return move_record(app, request, id, find_collection(app, request, key).id)
 
 
-@route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
-       {200: "Record"})  # fmt: skip
+@ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, {200: "Record"})
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection; one that has nothing else to show goes."""
     answer = move_record(app, request, id, None)
@@ -14376,7 +14307,7 @@ def move_record(app: App, request: Request, id: str, collection_id: str | None) 
     """Put a media record into a collection, or into none; return the answer."""
     seen = find_record(app, request, id)
     record = write_record(app, seen, {"collection_id": collection_id}, None)
-    return json_response(record_json(app, request, record))
+    return json_response(record_json(request, record))
 
 
 # Collections.
@@ -14405,14 +14336,14 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route("GET", COLLECTION_PATHS, USER, "accounts",
-       {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
+@ACCOUNTS.route("GET", COLLECTION_PATHS, USER,
+    {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     """My collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "Collection"}, body=COLLECTION_BODY)
+@ACCOUNTS.route("POST", COLLECTION_PATHS, USER, {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
     now, values = time.time(), request.fields
@@ -14422,7 +14353,7 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "Collection"})
+@ACCOUNTS.route("GET", below(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
     """One of my collections and its media."""
     collection = find_collection(app, request, id)
@@ -14431,18 +14362,19 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     def pieces() -> Iterator[str]:
         yield f'{to_json(collection_json(collection))[:-1]},"media":['
         for number, record in enumerate(app.index.media.each(wanted)):
-            yield "," * (number > 0) + to_json(record_json(app, request, record))
+            yield "," * (number > 0) + to_json(record_json(request, record))
         yield "]}"
 
-    content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
+    folder, zipped = app.settings.database_dir, accepts_gzip(request.headers)
+    content = write_listing(pieces, folder, zipped=zipped)
     return long_response(request, content._replace(sha256="", cache_control="no-store"))
 
 
-@route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
-       name="replace_collection", summary="Change a collection")  # fmt: skip
-@route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
+@ACCOUNTS.route("PUT", below(COLLECTION_PATHS, "/{id}"), USER,
+    {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
+    name="replace_collection", summary="Change a collection")  # fmt: skip
+@ACCOUNTS.route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER,
+    {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     """Change some of a collection."""
     changes = {**request.fields, "updated_at": time.time()}
@@ -14457,20 +14389,20 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {204: ""}, before=find_collection)  # fmt: skip
+@ACCOUNTS.route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER,
+    {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
 
 
-@route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
-       {204: ""}, before=find_collection, body=BodySpec(
-           ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+@ACCOUNTS.route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER,
+    {204: ""}, before=find_collection, body=BodySpec(
+        ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
     """Show the library's pictures in one of my collections, which copies nothing."""
-    require(READ, request.principal, app.settings.read_auth_enabled)
+    request.need(READ)
     found = [find_duplicate(app, sha256, "library", "entities")
              for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
     records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
@@ -14512,7 +14444,7 @@ ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS),
 def check_entity_form(request: Request, values: Mapping[str, Any]) -> Iterable[FieldError]:
     """Refuse what no content could mend: 400."""
     has_upload = request.has_upload or request.upload is not None
-    check_place(request.app, Entity(**values), has_upload)
+    check_place(request.app, Entity(**values), has_upload=has_upload)
     return ()
 
 
@@ -14543,7 +14475,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route("GET", "/entity/", READ, "entities", {200: "Items"}, query=ENTITY_LIST)
+@ENTITIES.route("GET", "/entity/", READ, {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
     """A page of the entities."""
     query = request.query
@@ -14594,19 +14526,19 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route("POST", "/entity/", WRITE, "entities",
-       {201: "Item", 409: "Error: The same content is stored."},
-       body=ENTITY_CREATE, is_target=True)  # fmt: skip
+@ENTITIES.route("POST", "/entity/", WRITE,
+    {201: "Item", 409: "Error: The same content is stored."},
+    body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     """Create an entity."""
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
-    location = ("Location", request.reference(f"/entity/{entity.id}"))
-    return json_response(entity_json(entity), 201, [location])
+    location = request.reference(f"/entity/{entity.id}")
+    return json_response(entity_json(entity), 201, {"Location": location})
 
 
-@route("GET", "/entity/{id}", READ, "entities", {200: "Item"},
-       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
+@ENTITIES.route("GET", "/entity/{id}", READ, {200: "Item"},
+    parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     """An entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
@@ -14617,9 +14549,9 @@ def current_entity(app: App, request: Request, id: int) -> Entity:
     return find_entity(app, id)
 
 
-@route("PUT", "/entity/{id}", WRITE, "entities",
-       {200: "Item", 409: "Error: The same content is stored."},
-       parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
+@ENTITIES.route("PUT", "/entity/{id}", WRITE,
+    {200: "Item", 409: "Error: The same content is stored."},
+    parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     """Replace an entity."""
     fields = request.fields
@@ -14634,8 +14566,8 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, request.upload, draft)))
 
 
-@route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
+@ENTITIES.route("PATCH", "/entity/{id}", WRITE,
+    {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
 
@@ -14645,8 +14577,8 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
+@ENTITIES.route("DELETE", "/entity/{id}", WRITE,
+    {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -14656,7 +14588,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
-@route("GET", "/entity/{id}/versions", READ, "entities", {200: "Item[]"}, parameters=ENTITY_ID)
+@ENTITIES.route("GET", "/entity/{id}/versions", READ, {200: "Item[]"}, parameters=ENTITY_ID)
 def list_versions(app: App, request: Request, id: int) -> Response:
     """All versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
@@ -14664,13 +14596,13 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route("GET", "/entity/{id}/file", READ, "entities", {200: "file"},
-       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
+@ENTITIES.route("GET", "/entity/{id}/file", READ, {200: "file"},
+    parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     """An entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
-    return file_response(app, request, existing(found, NO_FILE), "no-cache")
+    return file_response(request, existing(found, NO_FILE), "no-cache")
 
 
 def find_entity(
@@ -14712,7 +14644,7 @@ def check_entity(
     app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
-    check_place(app, entity, upload is not None, db)
+    check_place(app, entity, db, has_upload=upload is not None)
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
@@ -14722,7 +14654,7 @@ def check_entity(
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_place(app: App, entity: Entity, has_upload: bool, db: Database | None = None) -> None:
+def check_place(app: App, entity: Entity, db: Database | None = None, *, has_upload: bool) -> None:
     """Refuse a collection's image, and a parent that is none or is below its child (400).
 
     A parent may be softly deleted.
@@ -14853,14 +14785,14 @@ def check_target(request: Request, kind: str, target: str) -> Share:
     """
     app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
-        require(USER, request.principal, True)
+        request.need(USER)
         takes = int(kind == "collection")
         found = (find_collection if takes else find_record)(app, request, target)
         return Share("", owner, kind, "users", found.id, takes=takes)
-    require(READ, request.principal, app.settings.read_auth_enabled)
-    require(WRITE, request.principal, True)
+    request.need(READ)
+    request.need(WRITE)
     if kind == "file":
-        file, _ = find_content(app, request, check_sha256(target))
+        file, _ = find_content(request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
@@ -14876,8 +14808,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
     return Share("", owner, kind, "entities", str(entity.id), takes=int(entity.is_collection))
 
 
-@route("POST", "/shares", BEARER, "shares",
-       {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
+@SHARES.route("POST", "/shares", BEARER,
+    {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
 @deferred("password")
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
@@ -14896,13 +14828,13 @@ def create_share(app: App, request: Request) -> Response:
         title=values.get("title") or "",
         strips=int(values["strip"]),
         takes=int(values["upload"]),
-        password=app.new_passwords.hash(password) if password else None,
+        password=hash_password(password) if password else None,
         created_at=now,
         expires_at=now + seconds if seconds else None,
     )
     app.index.shares.add(share, now)
-    path = f"/s/{share.id}"
-    return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+    location = request.reference(f"/s/{share.id}")
+    return json_response(share_json(request, share), 201, {"Location": location})
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -14921,24 +14853,24 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
-def whose_shares(principal: Principal) -> tuple[int | None, bool]:
+def whose_shares(request: Request) -> tuple[int | None, bool]:
     """Return whose links may be listed and ended, None for the owner's; and whether all may."""
-    if principal.user_id is None:
-        require(WRITE, principal, True)
-    return principal.user_id, principal.is_admin
+    if request.principal.user_id is None:
+        request.need(WRITE)
+    return request.principal.user_id, request.principal.is_admin
 
 
-@route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
+@SHARES.route("GET", "/shares", BEARER, {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
-    shares = app.index.shares.all(time.time(), *whose_shares(request.principal))
+    shares = app.index.shares.all(time.time(), *whose_shares(request))
     return json_response([share_json(request, share) for share in shares])
 
 
-@route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
+@SHARES.route("DELETE", "/shares/{id}", BEARER, {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
-    existing(app.index.shares.remove(id, *whose_shares(request.principal)))
+    existing(app.index.shares.remove(id, *whose_shares(request)))
     return Response(204)
 
 
@@ -14973,19 +14905,19 @@ def share_page(
     share: Share, texts: Mapping[str, str], content: str, status: int = 200
 ) -> Response:
     """Return an answer with a page of a share, which no other site may show or learn of."""
-    headers = [
-        ("Content-Type", HTML_TYPE),
-        ("Content-Security-Policy", SHARE_PAGE_POLICY),
-        ("Referrer-Policy", "no-referrer"),
-        ("Cache-Control", "no-store"),
-        ("Vary", "Accept, Accept-Language"),
-    ]
+    headers = {
+        "Content-Type": HTML_TYPE,
+        "Content-Security-Policy": SHARE_PAGE_POLICY,
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Accept, Accept-Language",
+        **NO_STORE,
+    }
     title = html.escape(share.title or texts["pictures"])
     page = SHARE_PAGE.format(**texts, title=title, content=content)
     return Response(status, headers, page.encode())
 
 
-@route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
+@SHARES.route("GET", "/s/{token}", OPEN, {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(request, token)
@@ -14997,7 +14929,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     found = shared_files(app, share, limit=MAX_SHARED + 1)
     has_more = len(found) > MAX_SHARED
     shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
-    files = [shared_json(app, request, share, *each) for each in shown]
+    files = [shared_json(request, share, *each) for each in shown]
     left = len(found) - has_more - len(files)
     if for_browser:
         url = request.reference(f"/s/{share.id}/upload")
@@ -15008,7 +14940,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
         return share_page(share, texts, f"{form}<ul>{tiles}</ul>{notes}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
-    return json_response({**value, "has_more": has_more}, headers=[("Vary", "Accept")])
+    return json_response({**value, "has_more": has_more}, headers={"Vary": "Accept"})
 
 
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
@@ -15025,17 +14957,16 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
-def shared_id(app: App, share: Share, sha256: str, back: bool = False) -> str:
+def shared_id(app: App, share: Share, sha256: str, *, back: bool = False) -> str:
     """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
         return sha256
     return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back)
 
 
-def shared_json(
-    app: App, request: Request, share: Share, file: File, asset: Asset
-) -> dict[str, Any]:
+def shared_json(request: Request, share: Share, file: File, asset: Asset) -> dict[str, Any]:
     """Return a shared file as those with the link see it."""
+    app = request.app
     url = request.url(f"/s/{share.id}/{shared_id(app, share, file.sha256)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -15056,7 +14987,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     return f'<li><a href="{url}">{name}</a></li>'
 
 
-@route("POST", "/s/{token}", OPEN, "shares", {303: ""}, body=SHARE_PASSWORD, reads=True)
+@SHARES.route("POST", "/s/{token}", OPEN, {303: ""}, body=SHARE_PASSWORD, reads=True)
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -15064,7 +14995,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     key, most = f"share {share.id}", MAX_SHARE_FAILURES
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if not app.logins.check(key, request.client, given, stored, most=most):
+    if not check_login(request, key, given, stored, most=most):
         wrong = unauthorized(SHARE_TEXTS["en"]["wrong"])
         if not prefers(request.headers, "text/html", JSON_TYPE):
             raise wrong
@@ -15074,8 +15005,8 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
     path, what = f"/s/{share.id}", f"{share.id} {share.password}"
     value = f"{SHARE_COOKIE}={expires}.{sign_until(app.share_key, what, expires)}"
-    cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
-    return Response(303, [("Location", request.reference(path)), cookie])
+    cookie = format_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
+    return Response(303, {"Location": request.reference(path), "Set-Cookie": cookie})
 
 
 def check_guest(app: App, request: Request, token: str) -> Share:
@@ -15102,10 +15033,10 @@ GUEST_UPLOADS = {
 }
 
 
-@route("POST", "/s/{token}/upload", OPEN, "shares",
-       {201: "SharedFile", 303: ""},
-       body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
-                     reader=open_guest_form))  # fmt: skip
+@SHARES.route("POST", "/s/{token}/upload", OPEN,
+    {201: "SharedFile", 303: ""},
+    body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
+                  reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
     """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), request.upload
@@ -15115,8 +15046,8 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     add = add_to_folder if share.kind == "folder" else add_for_maker
     file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
-    return json_response(shared_json(app, request, share, file, asset), 201)
+        return Response(303, {"Location": request.reference(f"/s/{share.id}")})
+    return json_response(shared_json(request, share, file, asset), 201)
 
 
 def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located:
@@ -15149,9 +15080,8 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
     return existing(next(iter(shared_files(app, share, sha256=incoming.sha256)), None), NO_FILE)
 
 
-@route("GET", "/s/{token}/{n}", OPEN, "shares",
-       {200: "file"},
-       query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
+@SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
+    query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
@@ -15161,25 +15091,26 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
     if request.query.get("thumbnail"):
-        work = functools.partial(thumbnail_response, app, request, file, asset, by_link=True)
+        work = functools.partial(thumbnail_response, request, file, asset, by_link=True)
         return Deferred("decoder", work) if asset.thumbnail is None else work()
     if share.strips:
-        return Deferred("decoder", functools.partial(stripped_response, app, request, file, asset))
-    return file_response(app, request, (file, asset), "no-cache", by_link=True)
+        return Deferred("decoder", functools.partial(stripped_response, request, file, asset))
+    return file_response(request, (file, asset), "no-cache", by_link=True)
 
 
-def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+def stripped_response(request: Request, file: File, asset: Asset) -> Response:
     """Answer with a file that does not say where, when and with what it was taken; 404, 503."""
     facts = asset.facts
     assert facts is not None  # as may_show has it
     try:
-        content = patch_file(app, file, facts)
+        content = patch_file(request.app, file, facts)
     except ValueError:
         if facts.kind != "image":
             detail = "This file cannot be sent without what it says of its making."
             raise HTTPError(404, detail) from None
         largest = Rendition("JPEG", PREVIEW_SIZES[-1])  # which says nothing either
-        content = rendered_content(app, file, make_preview(app, file, asset, largest))
+        preview = make_preview(request.app, file, asset, largest)
+        content = rendered_content(request.app, file, preview)
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     return long_response(request, content)
 
@@ -15264,7 +15195,7 @@ def is_trash_of(request: Request, trashed: Trashed) -> bool:
     """Return whether the caller may change what is in the trash: own records, or entities."""
     if trashed.kind == "media":
         return trashed.user_id == request.principal.user_id
-    return allows(WRITE, request.principal, True)
+    return request.may(WRITE)
 
 
 def find_trashed(app: App, request: Request, id: str) -> Trashed:
@@ -15273,21 +15204,21 @@ def find_trashed(app: App, request: Request, id: str) -> Trashed:
     return existing(trashed if trashed and is_trash_of(request, trashed) else None)
 
 
-@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: ""})
+@TRASH.route("POST", "/trash/{id}/restore", BEARER, {204: ""})
 def restore_one(app: App, request: Request, id: str) -> Response:
     """Bring back a media record of mine or an entity."""
     restore_trashed(app, find_trashed(app, request, id).id)
     return Response(204)
 
 
-@route("DELETE", "/trash/{id}", BEARER, "trash", {204: ""})
+@TRASH.route("DELETE", "/trash/{id}", BEARER, {204: ""})
 def remove_one(app: App, request: Request, id: str) -> Response:
     """Remove for good what is in the trash."""
     existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
     return Response(204)
 
 
-@route("DELETE", "/trash", BEARER, "trash", {204: ""})
+@TRASH.route("DELETE", "/trash", BEARER, {204: ""})
 def empty_my_trash(app: App, request: Request) -> Response:
     """Remove for good all of my media records that are in the trash, and the entities there."""
     for trashed in app.index.trash.all():
@@ -15301,7 +15232,6 @@ def empty_my_trash(app: App, request: Request) -> Response:
 # beginning, as far as they need no content, and its handler gets the whole. Both protocols work
 # on one kind of upload.
 
-TUS_HEADERS = (("Tus-Resumable", TUS_VERSION),)
 TUS_EXTENSIONS = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 )
@@ -15318,7 +15248,7 @@ NEW_UPLOAD_FIELDS = (
     Field("Upload-Metadata", help="names with values in Base64: target, filename, fields"),
     Field("Upload-Defer-Length", choices=("1",), help="tus: the length comes later"),
 )
-TARGETS = {item.family: item for item in ROUTES if item.is_target}
+TARGETS = {item.family.name: item for item in ROUTES if item.is_target}
 
 
 def find_target(request: Request, family: str) -> Route:
@@ -15327,7 +15257,7 @@ def find_target(request: Request, family: str) -> Route:
     if target is None:
         raise HTTPError(400, f"Upload-Metadata must have a target: {', '.join(TARGETS)}.")
     request.family = family
-    require(target.access, request.principal, request.app.settings.read_auth_enabled)
+    request.need(target.access)
     return target
 
 
@@ -15378,10 +15308,13 @@ def begin_resumable(request: Request) -> Transfer:
     request.has_upload = True
     parse_form(request, spec, texts)
     check_upload(request, file, texts.get("filename", ""))
-    upload = app.uploads.add(owner_of(request), target.family, file, head)
+    upload = app.uploads.add(owner_of(request), target.family.name, file, head)
     if head.draft:
-        version = ("Upload-Draft-Interop-Version", head.draft)
-        request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
+        request.interim = {
+            "Location": upload_url(request, upload),
+            "Upload-Limit": format_limit(app, upload),
+            "Upload-Draft-Interop-Version": head.draft,
+        }
     request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
     return request.transfer
 
@@ -15393,7 +15326,7 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
     if head.offset is None:
         raise HTTPError(400, "Upload-Offset must say where the content begins.")
-    state, is_complete = dict(upload_headers(app, upload)), upload.answer is not None
+    state, is_complete = upload_headers(app, upload), upload.answer is not None
     if is_complete and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
     if head.offset != upload.received or (is_complete and request.head.has_body):
@@ -15431,7 +15364,7 @@ def bound_upload(
     if target.before is not None:  # it says what room there is
         target.before(request.app, request)
         rows = request.app.uploads.rows
-        request.room -= rows.promised_bytes(owner_of(request), target.family, id)
+        request.room -= rows.promised_bytes(owner_of(request), target.family.name, id)
         request.room = max(0, request.room)
     limit = upload_limit(request, form_of(target)[1])
     if (length or 0) > limit.size:
@@ -15449,26 +15382,26 @@ def upload_url(request: Request, upload: OpenUpload) -> str:
     return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
 
 
-def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
+def format_limit(app: App, upload: OpenUpload) -> str:
     """Return Upload-Limit for an upload (draft-ietf-httpbis-resumable-upload)."""
     size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
-    return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
+    return f"max-size={size}, max-age={max(0, int(age))}"
 
 
-def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
+def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     """Return how far an upload is, in the words of both protocols."""
-    length = ("Upload-Length", str(upload.length))
-    return [
-        ("Upload-Offset", str(upload.received)),
-        ("Upload-Complete", f"?{upload.answer is not None:d}"),
-        ("Upload-Defer-Length", "1") if upload.length is None else length,
-        ("Upload-Expires", format_date(upload.expires_at)),
-        limits(app, upload),
-        ("Cache-Control", "no-store"),
-    ]
+    name = "Upload-Defer-Length" if upload.length is None else "Upload-Length"
+    return {
+        "Upload-Offset": str(upload.received),
+        "Upload-Complete": f"?{upload.answer is not None:d}",
+        name: "1" if upload.length is None else str(upload.length),
+        "Upload-Expires": format_date(upload.expires_at),
+        "Upload-Limit": format_limit(app, upload),
+        **NO_STORE,
+    }
 
 
-@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", {204: ""}, headers=TUS_HEADERS)
+@FILES.route("OPTIONS", ("/files", "/files/{id}"), OPEN, {204: ""})
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     """What the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
@@ -15480,59 +15413,56 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
         "Accept-Patch": f"{DRAFT_CONTENT}, {TUS_CONTENT}",
         "Upload-Limit": f"max-size={size}",
     }
-    return Response(204, headers.items())
+    return Response(204, headers)
 
 
-@route("POST", "/files", TARGET, "files",
-       {201: "object: Location says where it goes on; if it is complete, the family's answer.",
-        409: "Error", 412: "Error", 460: "Error"},
-       body=BodySpec(("tus", "draft", "file"), reader=begin_resumable), headers=TUS_HEADERS,
-       header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
+@FILES.route("POST", "/files", TARGET,
+    {201: "object: Location says where it goes on; if it is complete, the family's answer.",
+     409: "Error", 412: "Error", 460: "Error"},
+    body=BodySpec(("tus", "draft", "file"), reader=begin_resumable),
+    header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
     transfer = request.transfer
     assert transfer is not None  # begin_resumable has made it
-    location = ("Location", upload_url(request, transfer.upload))
+    location = {"Location": upload_url(request, transfer.upload)}
     if not transfer.is_whole:
-        return Response(201, [location, *upload_headers(app, transfer.upload)])
+        return Response(201, location | upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
     if transfer.is_tus:
         answer.status = 201
-        answer.headers = [field for field in answer.headers if field[0] != "Location"]
-        answer.headers.append(location)
+        answer.headers |= location
     return answer
 
 
-@route("PATCH", "/files/{id}", TARGET, "files",
-       {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
-        409: "Error", 412: "Error", 423: "Error", 460: "Error"},
-       before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
-       headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
+@FILES.route("PATCH", "/files/{id}", TARGET,
+    {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
+     409: "Error", 412: "Error", 423: "Error", 460: "Error"},
+    before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
+    header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
     transfer = request.transfer
     if transfer is not None and transfer.is_whole:
         answer = complete_upload(app, request, transfer)
-        return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+        return Response(204, answer.headers) if transfer.is_tus else answer
     upload = transfer.upload if transfer else find_upload(app, request, id)
     return Response(204, upload_headers(app, upload))
 
 
-@route("GET", "/files/{id}", TARGET, "files",
-       {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
+@FILES.route("GET", "/files/{id}", TARGET, {200: "ResumableUpload", 412: "Error"})
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
     upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
-        headers.append(("Upload-Metadata", upload.metadata))
+        headers["Upload-Metadata"] = upload.metadata
     answer = None if upload.answer is None else json.loads(upload.answer)
     value = {"target": upload.target, "offset": upload.received, "length": upload.length}
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files",
-       {204: "", 412: "Error"}, headers=TUS_HEADERS, before=find_upload)  # fmt: skip
+@FILES.route("DELETE", "/files/{id}", TARGET, {204: "", 412: "Error"}, before=find_upload)
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -15545,7 +15475,7 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     target, texts = TARGETS[upload.target], parse_upload_metadata(upload.metadata)
     spec, _ = form_of(target)
     inner = Request(app, request.head._replace(method=target.method), request.peer)
-    inner.principal, inner.family = request.principal, target.family
+    inner.principal, inner.family = request.principal, target.family.name
     inner.upload = incoming = transfer.whole()
     incoming.filename = texts.get("filename", "")
     try:
@@ -15556,13 +15486,13 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
         passing = transfer.is_known and not for_good
         app.uploads.refuse(upload, incoming, passing=passing)
         if for_good:  # the draft: the end of the upload itself has been reached
-            request.answer_headers += (("Upload-Complete", "?1"),)
+            request.answer_headers = {**request.answer_headers, "Upload-Complete": "?1"}
         raise
     with contextlib.suppress(OSError):
         incoming.discard(undo=False)
     assert isinstance(answer, Response) and isinstance(answer.body, bytes)  # none is deferred
     done = app.uploads.complete(upload, answer.body)
-    answer.headers += [field for field in upload_headers(app, done) if field[0] != "Cache-Control"]
+    answer.headers |= upload_headers(app, done)
     return answer
 
 
@@ -15570,8 +15500,6 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 # 13. System and pages
 # ======================================================================================
 # Health and metrics for programs, pages for people.
-
-NO_STORE = ("Cache-Control", "no-store")
 
 
 def health_json(app: App) -> dict[str, Any]:
@@ -15589,21 +15517,21 @@ def health_json(app: App) -> dict[str, Any]:
     return {**health, "problems": problems} if problems else health
 
 
-@route("GET", "/health", OPEN, "system", {200: "Health"}, prompt=True)
+@SYSTEM.route("GET", "/health", OPEN, {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
     """How the server is."""
     return json_response(health_json(app))
 
 
-@route("POST", "/session", BEARER, "system", {204: ""}, reads=True)
+@SYSTEM.route("POST", "/session", BEARER, {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
-    cookie = set_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
-    return Response(204, [cookie, NO_STORE])
+    cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
+    return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
 
-@route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
+@SYSTEM.route("DELETE", "/session", OPEN, {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     now, cookies = time.time(), request.headers.get("cookie", "")
@@ -15611,7 +15539,8 @@ def end_session(app: App, request: Request) -> Response:
     if viewer.cookie and not app.settings.read_only:
         end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
         app.index.token_uses.take(end, now)
-    return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
+    cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict")
+    return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
 
 PREVIEW_QUERY = (
@@ -15619,11 +15548,11 @@ PREVIEW_QUERY = (
 )
 
 
-@route("GET", "/preview/{sha256}", READ, "system",
-       {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/preview/{sha256}", READ,
+    {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
-    found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
@@ -15636,29 +15565,29 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     return Deferred("decoder", lambda: respond(make_preview(app, file, asset, rendition)))
 
 
-def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
+def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:
     """Return which contents are on disk in a file that the principal may read."""
-    return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
+    return {"stored": [sha256 for sha256 in hashes if find_readable(request, sha256)]}
 
 
-@route("GET", "/exists", READ, "system", {200: "StoredContents"},
-       query=(Field("sha256", "sha256", required=True),))  # fmt: skip
+@SYSTEM.route("GET", "/exists", READ, {200: "StoredContents"},
+    query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
-    return json_response(stored_json(app, request, dict.fromkeys(hashes)))
+    return json_response(stored_json(request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", READ, "system",
-       {200: "StoredContents"}, body=BodySpec(
-           ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
-           list_field="sha256"), reads=True)  # fmt: skip
+@SYSTEM.route("POST", "/exists", READ,
+    {200: "StoredContents"}, body=BodySpec(
+        ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
+        list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
     """
-    return json_response(stored_json(app, request, request.fields["sha256"]))
+    return json_response(stored_json(request, request.fields["sha256"]))
 
 
 # -- Metrics and the log of requests -----------------------------------------------------
@@ -15747,7 +15676,7 @@ def count_durations(meter: Meter) -> Samples:
         yield f"_count{{{labels}}}", counts[-1]
 
 
-@route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
+@SYSTEM.route("GET", "/metrics", PRIVATE_READ, {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
     lines = []
@@ -15755,12 +15684,12 @@ def get_metrics(app: App, request: Request) -> Response:
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
         samples = [("", found)] if isinstance(found, (int, float)) else found
         lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples]
-    headers = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), NO_STORE]
+    headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", **NO_STORE}
     return Response(200, headers, "".join(lines).encode())
 
 
 def log_request(
-    settings: Settings, head: RequestHead | None, peer: str, response: Response, seconds: float
+    head: RequestHead | None, peer: str, response: Response, seconds: float, *, settings: Settings
 ) -> None:
     """Write a line about an answer, with nothing of its query, which may hold a token."""
     entry = {
@@ -15969,7 +15898,7 @@ def example_of(schema: Mapping[str, Any]) -> Any:
     return values.get(kinds if isinstance(kinds, str) else kinds[0], {})
 
 
-def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
+def field_schema(item: Field, *, in_json: bool = False) -> dict[str, Any]:
     """Return the JSON schema of a declared field."""
     schema = parse_type(item.type, "" if item.choices else item.name)
     bounds = {
@@ -16002,7 +15931,7 @@ def describe_parameters(item: Route) -> Iterator[dict[str, Any]]:
 def describe_form(spec: BodySpec, kind: str) -> dict[str, Any]:
     """Return the schema of a body's fields in one of its media types."""
     upload = spec.upload if kind == "multipart" else None
-    fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
+    fields = {field.name: field_schema(field, in_json=kind == "json") for field in spec.fields}
     required = [
         field.name for field in spec.fields if field.required and not (field.or_upload and upload)
     ]
@@ -16052,7 +15981,7 @@ def describe_answers(item: Route) -> dict[str, Any]:
             kinds.add(name)
             about.setdefault("content", {}).update(describe_content(name))
     for key in find_common(item, kinds):
-        own = f"{item.family}-{key}"
+        own = f"{item.family.name}-{key}"
         answers.setdefault(key, reference("responses", own if own in FAMILY_ERRORS else key))
     return answers
 
@@ -16072,7 +16001,7 @@ def find_common(item: Route, kinds: Set[str]) -> Iterator[str]:
         yield from ("206", "412", "416")
     if item.before and item.method in CHANGING_METHODS:
         yield "412"
-    if f"{item.family}-422" in FAMILY_ERRORS:
+    if f"{item.family.name}-422" in FAMILY_ERRORS:
         yield "422"
 
 
@@ -16104,13 +16033,13 @@ def describe_security(item: Route, settings: Settings) -> list[dict[str, list[st
 def shown_path(item: Route) -> str:
     """Return a route's path as the documents spell it: Django's paths end with a slash."""
     path = re.sub(r":\w+\}", "}", item.path)
-    return f"{path}/" if item.family == "accounts" else path
+    return f"{path}/" if item.family is ACCOUNTS else path
 
 
 def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI operation of a route."""
     operation: dict[str, Any] = {
-        "tags": [item.family],
+        "tags": [item.family.name],
         "summary": item.summary,
         "description": f"Access: {item.access.value[0]}.",
         "operationId": item.name or item.handler.__name__,
@@ -16164,7 +16093,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
             "description": "A trailing slash is optional on every path, HEAD answers like GET.",
         },
         "servers": [{"url": request.url("")}],
-        "tags": [{"name": name} for name in dict.fromkeys(item.family for item in ROUTES)],
+        "tags": [{"name": name} for name in dict.fromkeys(item.family.name for item in ROUTES)],
         "paths": describe_paths(request.app.settings),
         "components": {
             "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
@@ -16174,7 +16103,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
     }
 
 
-@route("GET", "/openapi.json", OPEN, "system", {200: "object"})
+@SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
     """This interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
@@ -16219,13 +16148,13 @@ def build_page(markup: str, style: str, script: str) -> Page:
 
 def page_response(page: Page) -> Response:
     """Answer with a page, which a browser keeps and asks about each time."""
-    headers = [
-        ("Content-Type", HTML_TYPE),
-        ("ETag", page.etag),
-        ("Content-Security-Policy", page.policy),
-        ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Language"),
-    ]
+    headers = {
+        "Content-Type": HTML_TYPE,
+        "ETag": page.etag,
+        "Content-Security-Policy": page.policy,
+        "Cache-Control": "no-cache",
+        "Vary": "Accept, Accept-Language",
+    }
     return Response(200, headers, page.body)
 
 
@@ -16495,7 +16424,7 @@ def docs_page() -> Page:
     return build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIPT)
 
 
-@route("GET", "/docs", OPEN, "system", {200: "page"})
+@SYSTEM.route("GET", "/docs", OPEN, {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
     return page_response(docs_page())
@@ -16602,7 +16531,7 @@ def open_album(
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
     albums, user_id = app.index.albums, request.principal.user_id
-    may_write = allows(WRITE, request.principal, True)
+    may_write = request.may(WRITE)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
         others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
@@ -16617,7 +16546,7 @@ def open_album(
             path.insert(0, [str(above), entity.label or f"#{above}"])
             above = entity.parent_id
         return albums.entities(id), albums.of_entities(id), path
-    require(USER, request.principal, True)
+    request.need(USER)
     if key == "mine":
         return albums.records(caller(request)), [], []
     collection = find_collection(app, request, key)
@@ -16630,9 +16559,9 @@ def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
     return app.index.files.shown(query["folder"].strip("/"), query["below"])
 
 
-@route("GET", "/gallery/items", READ, "system",
-       {200: "Gallery", 404: "Error: There is no such group, or album."},
-       query=GALLERY_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/gallery/items", READ,
+    {200: "Gallery", 404: "Error: There is no such group, or album."},
+    query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
@@ -16655,16 +16584,16 @@ def list_items(app: App, request: Request) -> Response:
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
-    scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
+    scan, settings = app.scanner.progress.get(), app.settings
     takes = not settings.read_only
     return {
         "name": gallery_name(app),
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
         "read_only": not takes,
-        "can_upload": takes and allows(UPLOAD, principal, True),
-        "can_write": takes and allows(WRITE, principal, True),
-        "has_account": takes and principal.user_id is not None,
+        "can_upload": takes and request.may(UPLOAD),
+        "can_write": takes and request.may(WRITE),
+        "has_account": takes and request.principal.user_id is not None,
         "max_upload_bytes": settings.max_upload_bytes,
         "max_media_bytes": settings.max_media_bytes,
     }
@@ -16679,7 +16608,7 @@ def tagged_json(text: str) -> Response:
     """Answer with JSON that a browser keeps and asks about each time: it may get a 304."""
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
     etag = f'W/"{digest}"'  # weak: it may be compressed
-    return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
+    return text_response(text, 200, {"ETag": etag, "Cache-Control": "private, no-cache"})
 
 
 # What is downloaded as one file is put together while it is sent: nobody has it in memory. Its
@@ -16775,18 +16704,19 @@ class ZipReader:
         self._pieces.close()
 
 
-@route("GET", "/gallery/zip", READ, "system",
-       {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/gallery/zip", READ,
+    {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
     """The files of what the gallery shows, or of some of it, in one zip file."""
     reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
-    headers = [
-        ("Content-Type", "application/zip"),
-        ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
-        NO_STORE,
-    ]
-    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
+    headers = {
+        "Content-Type": "application/zip",
+        "Content-Disposition": content_disposition_attachment(f"{gallery_name(app)}.zip"),
+        **NO_STORE,
+    }
+    body = [FileSlice(reader, 0, reader.size)]
+    return Response(200, headers, body, length=reader.size, resource=reader)
 
 
 def choose_files(app: App, request: Request) -> list[Zipped]:
@@ -16804,7 +16734,7 @@ def choose_files(app: App, request: Request) -> list[Zipped]:
             continue
         if len(files) == MAX_ZIPPED:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
-        found = find_readable(app, request, item.sha256, trashed=True)
+        found = find_readable(request, item.sha256, trashed=True)
         if not found:
             missing.append(name_in_zip(item, None))
             continue
@@ -18881,20 +18811,21 @@ def gallery_page(language: str) -> Page:
     )
 
 
-@route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
+@SYSTEM.route("GET", "/icon.svg", OPEN, {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
-    policy = ("Content-Security-Policy", "default-src 'none'")
-    return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
+    policy = "default-src 'none'"
+    headers = {"Content-Type": "image/svg+xml", "Content-Security-Policy": policy}
+    return Response(200, headers, ICON.encode())
 
 
-@route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
+@SYSTEM.route("GET", "/icon.png", OPEN, {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
     """The gallery's icon, for a phone's home screen."""
-    return Response(200, [("Content-Type", "image/png")], ICON_PNG)
+    return Response(200, {"Content-Type": "image/png"}, ICON_PNG)
 
 
-@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
+@SYSTEM.route("GET", "/manifest.webmanifest", OPEN, {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
     """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
     name = gallery_name(app)
@@ -18908,22 +18839,22 @@ def get_manifest(app: App, request: Request) -> Response:
         "display": "standalone", "background_color": colour, "theme_color": colour,
         "icons": icons,
     }  # fmt: skip
-    headers = [("Content-Type", "application/manifest+json"), NO_STORE]
+    headers = {"Content-Type": "application/manifest+json", **NO_STORE}
     return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
-@route("GET", "/gallery", OPEN, "system", {200: "page"})
+@SYSTEM.route("GET", "/gallery", OPEN, {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page, in the client's language."""
     return page_response(gallery_page(choose_language(request.headers, TEXTS)))
 
 
-@route("GET", "/", OPEN, "system", {200: "Health or page"})
+@SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
         return get_gallery(app, request)
-    return json_response(health_json(app), headers=[("Vary", "Accept")])
+    return json_response(health_json(app), headers={"Vary": "Accept"})
 
 
 # ======================================================================================
@@ -18968,7 +18899,7 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
-def print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
     """Print a table as lines with tabs, or as JSON: in ASCII, which carries names of any bytes."""
     if as_json:
         print(json.dumps(list(rows)))
@@ -18977,15 +18908,6 @@ def print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
         size = {"size": format_size(row["size"])} if row.get("size") else {}
         shown = ["-" if value in (None, "") else str(value) for value in {**row, **size}.values()]
         print("\t".join(map(printable_line, shown)))
-
-
-class Call(NamedTuple):
-    """A command as it was called."""
-
-    command: Command
-    settings: Settings
-    words: Sequence[str]
-    options: Mapping[str, Any]
 
 
 COMMANDS: dict[str, Command] = {}
@@ -19063,8 +18985,10 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def parse_command_line(arguments: Sequence[str]) -> Call:
-    """Return the command as it was called; SystemExit(2) with usage for none."""
+def parse_command_line(
+    arguments: Sequence[str],
+) -> tuple[functools.partial[int | None], Settings]:
+    """Return the command as it was called, and its settings; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -19093,7 +19017,7 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         parser.error(str(error))
     forget_secrets()
     warn_of_names(os.environ, dotenv)
-    return Call(found[0], settings, found[1], chosen)
+    return functools.partial(found[0].run, settings, *found[1], **chosen), settings
 
 
 def make_folders(settings: Settings) -> None:
@@ -19214,7 +19138,7 @@ parse_rate = number_with_unit(  # as curl and rsync read it
     Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
 )  # fmt: skip
 def print_token(
-    settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
+    settings: Settings, *, scope: Set[str] | None = None, expires: int | None = None,
     **limits: Any,
 ) -> None:  # fmt: skip
     """Print a fresh upload token, or one for less.
@@ -19268,7 +19192,7 @@ def opened_user(settings: Settings, name: str) -> Iterator[tuple[Index, User]]:
 
 
 @command("user list", "", AS_JSON)
-def list_users(settings: Settings, as_json: bool = False) -> None:
+def list_users(settings: Settings, *, as_json: bool = False) -> None:
     """List the accounts, and what their files take."""
     with opened_index(settings) as index:
         rows = [
@@ -19282,7 +19206,7 @@ def list_users(settings: Settings, as_json: bool = False) -> None:
             }
             for user in index.users.all()
         ]
-    print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 def change_permissions(
@@ -19329,10 +19253,11 @@ def read_password() -> str:
 
 
 @command("user sessions", "NAME", AS_JSON)
-def list_user_sessions(settings: Settings, name: str, as_json: bool = False) -> None:
+def list_user_sessions(settings: Settings, name: str, *, as_json: bool = False) -> None:
     """List where an account is logged in."""
     with opened_user(settings, name) as (index, user):
-        print_rows(map(session_json, index.sessions.of_user(user.id, time.time())), as_json)
+        found = index.sessions.of_user(user.id, time.time())
+        print_rows(map(session_json, found), as_json=as_json)
 
 
 @command("user logout", "NAME")
@@ -19379,7 +19304,7 @@ parse_days = amount_of("days", 1e6)
 class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
-    def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
+    def __init__(self, total: int, rate: float = math.inf, *, silent: bool = False) -> None:
         """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
         self.silent = silent
@@ -19589,7 +19514,7 @@ def forget_cached(file: io.FileIO) -> None:
     AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
 )  # fmt: skip
 def verify(
-    settings: Settings, as_json: bool = False, since: float = math.inf,
+    settings: Settings, *, as_json: bool = False, since: float = math.inf,
     limit_rate: float = math.inf, restored: Copier | None = None,
 ) -> int:  # fmt: skip
     """Read all files again and compare them with the index.
@@ -19812,7 +19737,7 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
 
 
 @command("backup", "DEST", AS_JSON)
-def backup(settings: Settings, dest: str, as_json: bool = False) -> int:
+def backup(settings: Settings, dest: str, *, as_json: bool = False) -> int:
     """Copy everything into a dated folder in DEST, while the server runs.
 
     Returns 1 if some file is not as it was taken in.
@@ -19950,7 +19875,7 @@ def find_backup(settings: Settings, path: Path) -> Path:
     return found[-1]
 
 
-def need_empty(settings: Settings, resumed: bool) -> None:
+def need_empty(settings: Settings, *, resumed: bool) -> None:
     """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
     index = settings.database_url
     if index.exists():
@@ -19974,7 +19899,7 @@ def need_empty(settings: Settings, resumed: bool) -> None:
 
 
 @command("restore", "SOURCE", AS_JSON)
-def restore(settings: Settings, source: str, as_json: bool = False) -> int:
+def restore(settings: Settings, source: str, *, as_json: bool = False) -> int:
     """Bring a backup back into an empty STORAGE_DIR and verify it.
 
     Returns 1 if some file is not as it should be.
@@ -19996,7 +19921,7 @@ def restore(settings: Settings, source: str, as_json: bool = False) -> int:
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings, as_json, restored=copier)
+    return verify(settings, as_json=as_json, restored=copier)
 
 
 # -- Migrate -----------------------------------------------------------------------------
@@ -20038,7 +19963,7 @@ class Mover(Copier):
 
 @command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place), AS_JSON)
 def migrate(
-    settings: Settings, family: str, to: Path | S3Place | None = None, as_json: bool = False
+    settings: Settings, family: str, *, to: Path | S3Place | None = None, as_json: bool = False
 ) -> int:
     """Copy the files of a root to PLACE, while the server runs.
 
@@ -20109,7 +20034,7 @@ def opened_app(settings: Settings) -> Iterator[App]:
 
 
 @command("trash list", "", AS_JSON)
-def list_trash(settings: Settings, as_json: bool = False) -> None:
+def list_trash(settings: Settings, *, as_json: bool = False) -> None:
     """List what is softly deleted.
 
     The oldest first: kind, id, time, size, owner, name.
@@ -20118,7 +20043,7 @@ def list_trash(settings: Settings, as_json: bool = False) -> None:
         found = index.trash.all()
     rows = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
     order = ("kind", "id", "deleted_at", "size", "user_id", "name")
-    print_rows([{name: row[name] for name in order} for row in rows], as_json)
+    print_rows([{name: row[name] for name in order} for row in rows], as_json=as_json)
 
 
 @command("trash restore", "ID...")
@@ -20132,7 +20057,7 @@ def restore_trash(settings: Settings, *ids: str) -> None:
 
 @command("trash empty", "", Option("older_than", "DAYS", parse_days), AS_JSON)
 def empty_trash_now(
-    settings: Settings, older_than: float | None = None, as_json: bool = False
+    settings: Settings, *, older_than: float | None = None, as_json: bool = False
 ) -> None:
     """Remove for good what is softly deleted."""
     until = math.inf if older_than is None else time.time() - older_than * 86400
@@ -20193,7 +20118,7 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
 
 
 def import_files(
-    origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+    origin: Folder, folder: Folder, destination: Destination, *, is_trial: bool
 ) -> Iterator[tuple[str, Result]]:
     """Copy another program's files, and yield what becomes of each; what is here already stays."""
     if not folder.is_local(destination.place):
@@ -20274,7 +20199,12 @@ def find_copy(
 
 
 def copy_file(
-    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], md5: bool = False
+    origin: Folder,
+    file: File,
+    folder: Folder,
+    keep: Callable[[Incoming], T],
+    *,
+    md5: bool = False,
 ) -> T:
     """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
     with origin.open(file.path) as source:
@@ -20585,7 +20515,7 @@ class RecordImporter:
         return None
 
     def _copy(
-        self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
+        self, path: str, folder: Folder, names: Iterator[str], *, md5: bool = False
     ) -> Located | None:
         """Copy a file; what an import that was interrupted has left there is taken for it."""
         found = self._describe(path, 0.0)
@@ -20593,7 +20523,7 @@ class RecordImporter:
             return None
         kept, free = find_copy(folder, found[0].sha256, names)
         keep = functools.partial(store_upload, self._app, folder=folder, names=free)
-        return kept or copy_file(self._origin, found[0], folder, keep, md5)
+        return kept or copy_file(self._origin, found[0], folder, keep, md5=md5)
 
 
 def entity_of(row: Row, file: Located | None) -> Entity:
@@ -20659,9 +20589,9 @@ def import_source(
         else:
             destination = choose_destination(place, into, others)
             folder = app.folders[destination.root]
-            outcomes = import_files(origin, folder, destination, dry_run)
+            outcomes = import_files(origin, folder, destination, is_trial=dry_run)
         counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
-        print_rows(count_outcomes(outcomes, counts), as_json)
+        print_rows(count_outcomes(outcomes, counts), as_json=as_json)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
@@ -20729,30 +20659,36 @@ class Watchdog:
             notify("WATCHDOG=1")
 
 
-class Supervisor:
-    """Keeps `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+class Shared(NamedTuple):
+    """What the workers of a server have in common, made before they are forked."""
 
-    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends, and so does the lock. Signals are waited for, one after the other, as
-    everything else is: no handler can come in between.
+    settings: Settings
+    listener: socket.socket
+    thumbnails: Thumbnails
+    progress: SharedProgress
+    meter: Meter
+    watchdog: Watchdog
+
+
+class Supervisor:
+    """Keeps forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+
+    Their lifeline becomes readable when this process ends, however it ends, and so does the lock.
+    Signals are waited for, one after the other, as everything else is: no handler can come in
+    between.
     """
 
-    def __init__(
-        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
-        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
-    ) -> None:  # fmt: skip
-        self._work = work
-        self._recover = recover
-        self._watchdog = watchdog
+    def __init__(self, shared: Shared, lock: io.FileIO) -> None:
+        self._shared = shared
+        self._watchdog = shared.watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
-        self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
         self._restarting = False
 
-    def run(self, count: int) -> None:
-        """Start so many workers, and react to signals until the last one has ended."""
+    def run(self) -> None:
+        """Start the workers, and react to signals until the last one has ended."""
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
@@ -20760,17 +20696,17 @@ class Supervisor:
         }  # fmt: skip
         while True:
             self._restarting = False
-            for number in range(count):
+            for number in range(self._shared.settings.workers):
                 self._start(number)
             while self._workers:
                 react[signal.sigwait(SIGNALS)]()
             if self._stopping or not self._restarting:
                 break
-            self._recover()
+            recover(self._shared.settings, self._shared.thumbnails)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _start(self, number: int) -> None:
-        work = functools.partial(self._work, number, self._lifeline)
+        work = functools.partial(run_server, self._shared, number, self._lifeline)
         self._workers[fork_worker([self._held, self._lock], work)] = number
 
     def _reap(self) -> None:
@@ -20794,7 +20730,7 @@ class Supervisor:
     def _stop(self) -> None:
         self._stopping = True
         notify("STOPPING=1")
-        self._listener.close()  # or connections would go on waiting in its backlog
+        self._shared.listener.close()  # or connections would go on waiting in its backlog
         self._send(signal.SIGTERM, self._workers.values())
 
     def _send(self, number: int, workers: Iterable[int]) -> None:
@@ -20884,19 +20820,15 @@ def serve(settings: Settings) -> None:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     recover(settings, thumbnails)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    watchdog = Watchdog(settings.workers)
-    run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog,
-        Meter(settings.workers, len(ROUTES) + 1),
-    )  # fmt: skip
-    recover_again = functools.partial(recover, settings, thumbnails)
+    watchdog, meter = Watchdog(settings.workers), Meter(settings.workers, len(ROUTES) + 1)
+    shared = Shared(settings, listener, thumbnails, SharedProgress(), meter, watchdog)
     announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
-        Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
+        Supervisor(shared, lock).run()
         fold_wal_in(settings.database_url)
     else:
-        while run():
-            recover_again()
+        while run_server(shared):
+            recover(settings, thumbnails)
     thumbnails.stop()
     if not settings.quiet:
         warn("stopped, as it was told to")
@@ -20934,24 +20866,21 @@ def recover_files(app: App) -> None:
         app.index.set_meta("recovered", "1")
 
 
-def run_server(
-    settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, meter: Meter,
-    number: int = 0, lifeline: socket.socket | None = None,
-) -> bool:  # fmt: skip
+def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None = None) -> bool:
     """Serve on a listening socket until told to stop; worker 0 also scans.
 
     True where it was the index that ended it: it is to be opened anew.
     """
+    settings, listener, thumbnails, progress, meter, watchdog = shared
     meter.worker = number
     try:
         index = open_sound_index(settings.database_url)
     except sqlite3.DatabaseError as error:  # other workers use it: `recover` puts it aside
         warn(f"the index is damaged: {error}")
         return True
-    app = App(settings, index, thumbnails, progress, meter)
+    app = App(settings, index, thumbnails, progress, meter=meter)
     if settings.log_format != "none":
-        app.log = functools.partial(log_request, settings)
+        app.log = functools.partial(log_request, settings=settings)
     server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
@@ -21116,12 +21045,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_decoder_host(host, int(given[2]), given[3] or None)
         return 0
     try:
-        call = parse_command_line(given)
-        run = call.command.run
-        if run is not serve:
+        run, settings = parse_command_line(given)
+        if run.func is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        with usable_places(call.settings):
-            return run(call.settings, *call.words, **call.options) or 0
+        with usable_places(settings):
+            return run() or 0
     except SettingError as error:
         warn(str(error))
         return 2
