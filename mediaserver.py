@@ -8784,19 +8784,21 @@ class Scanner:
         while batch := list(itertools.islice(found, SCAN_BATCH)):
             failed = [each for each in batch if isinstance(each, str)]
             unreadable += failed
-            refused = self._put_batch([each for each in batch if isinstance(each, tuple)])
+            refused = self._put_each([each for each in batch if isinstance(each, tuple)])
             missed += len(failed) + refused
             self._advance(len(batch), 0, len(failed) + refused)
             self._renditions.wanted.set()
         return missed
 
-    def _put_batch(self, found: Sequence[Located]) -> int:
-        """Put files into the index; return how many were refused, which a later scan tries."""
+    def _put_each(self, found: Sequence[Located]) -> int:
+        """Put files into the index, together if that can be; return how many were refused."""
         try:
             self._put(found)
-        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:  # locked, full
+        except (sqlite3.Error, OSError) as error:  # locked, full: a later scan tries again
             warn(f"{len(found)} files are not in the index yet: {error}")
             return len(found)
+        except (ValueError, OverflowError):  # one of them has a value that cannot be stored
+            return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
     def _put(self, found: Sequence[Located], *, only_known: bool = False) -> None:

@@ -4464,9 +4464,9 @@ def test_an_object_gets_no_other_name(bucket):
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
     request = ms.S3Request("GET", "family", "a.png")
     for fine in (200, 206):
-        ms.check_answer(request, ms.S3Answer(fine, {}, b""))
+        ms.check_answer(request, ms.S3Answer(fine, {}, b"", None, None))
     with pytest.raises(OSError) as caught:
-        ms.check_answer(request, ms.S3Answer(code, {}, body))
+        ms.check_answer(request, ms.S3Answer(code, {}, body, None, None))
     assert caught.value.errno == error
 
 
@@ -5884,7 +5884,7 @@ def test_failed_thumbnails_are_tried_again_once_there_are_other_decoders(
         asset = ms.Asset("a" * 64, 1, ms.Facts("image", "image/png", "png"))
         file = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
         index.write(functools.partial(index.files.put, file=file, asset=asset))
-        index.assets.set_thumbnail(asset.sha256, False)
+        index.assets.set_thumbnail(asset.sha256, made=False)
         index.set_meta("decoders", today if decoders == "those of today" else decoders)
         ms.recover_files(app)
         assert index.files.get("library", "a.png")[1].thumbnail == thumbnail
@@ -7606,31 +7606,6 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
     set_patience(monkeypatch, 0.1)
     with Raw(bare_server) as raw:
         assert raw.is_closed()
-
-
-@pytest.mark.parametrize("at_hand", [True, False])
-def test_a_file_of_which_the_disk_must_be_asked_is_sent_by_threads_alone(
-    bare_server, monkeypatch, tmp_path, at_hand
-):
-    service, real, senders = bare_server.service, ms.Connection._send_slice, set[str]()
-    service.path, service.size = tmp_path / "large", 16 << 20
-    with open(service.path, "wb") as file:
-        file.truncate(service.size)
-
-    def send_slice(connection: ms.Connection, segment: ms.FileSlice) -> ms.FileSlice | None:
-        senders.add(threading.current_thread().name.partition("-")[0])
-        return real(connection, segment)
-
-    monkeypatch.setattr(ms.Connection, "_send_slice", send_slice)
-    monkeypatch.setattr(ms.FileSlice, "is_at_hand", lambda _: at_hand)
-    with Raw(bare_server) as raw:
-        raw.send(get_line("/file"))
-        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
-        raw._take_to(b"\r\n\r\n")
-        left = service.size - len(raw.received)
-        while left:
-            left -= len(raw.socket.recv(1 << 20))
-    assert senders == {"short", "Thread" if at_hand else "answer"}
 
 
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
@@ -12983,7 +12958,7 @@ def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path)
     transfer.feed(memoryview(bytes(300)))
     transfer.pause()  # what has come is not much, and so not saved yet
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(uploads.at_rest, begun)
+        asking = pool.submit(uploads.wait_until_saved, begun)
         transfer.discard()
         assert asking.result().received == 300
     index.close()
