@@ -5718,11 +5718,11 @@ class Tree:
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:
-        """Return whether anything but folders is there, of what `walk` goes through."""
+        """Return whether anything but folders is there, of what `walk` goes through or hides."""
         folders, excluded = [os.fsencode(below)], self._excluded()
         while folders:
             with contextlib.suppress(OSError):
-                for path in self._entries(folders.pop(), excluded):
+                for path in self._entries(folders.pop(), excluded, hidden=True):
                     if not path.endswith(b"/"):
                         return True
                     folders.append(path)
@@ -5770,10 +5770,16 @@ class Tree:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-    def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the paths in a folder that may be shown; those of folders end with `/`."""
+    def _entries(
+        self, path: bytes, excluded: Set[tuple[int, int]], *, hidden: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the paths in a folder that may be shown; those of folders end with `/`.
+
+        Nothing where NO_MEDIA lies, unless `hidden` or in the root, which somebody asked for.
+        """
         with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
-            if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
+            is_shown = hidden or not path or not Place(folder, NO_MEDIA).exists()
+            if not is_shown or inode(os.fstat(folder)) in excluded:
                 return
             with os.scandir(folder) as entries:
                 for entry in entries:

@@ -9599,6 +9599,25 @@ def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
     assert names(running) == {"sub/yes.png"}
 
 
+def test_what_nomedia_hides_is_hidden_though_nothing_else_is_there(start, tmp_path):
+    fill(tmp_path / "pictures", {"quiet/a.png": png()})
+    running = start()
+    running.scanned()
+    assert names(running) == {"quiet/a.png"}
+    (running.storage / "quiet/.nomedia").touch()
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == set()
+
+
+def test_nomedia_in_the_storage_folder_itself_hides_nothing(start, tmp_path):
+    fill(tmp_path / "pictures", {".nomedia": b"", "a.png": png()})
+    running = start()
+    running.scanned()
+    made = running.upload(png()).json["filename"]
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == {"a.png", f"media/{made}"}
+
+
 def test_thumbnails_of_private_pictures_lie_apart(start):
     need("PIL")
     running = start()
