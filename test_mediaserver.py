@@ -3770,6 +3770,7 @@ def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(
         folder.keep(incoming, [name])
     incoming.discard()
     assert files_below(tmp_path) == set()
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
@@ -3854,6 +3855,7 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
+    assert (tmp_path / ".incoming").stat().st_mode & 0o777 == 0o700, "it is nobody else's yet"
     folder.keep(first, ["a.png"])
     status = os.fstat(first.file.fileno())
     assert status.st_nlink == 1  # nothing is left to change its ctime
@@ -5920,6 +5922,14 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
     assert decoding.states() == {"a.png": 1, "b.png": 1}
 
 
+@pytest.mark.parametrize("gone", ["a.png", ""])
+def test_a_picture_that_is_gone_is_the_next_scans_affair_unless_all_are_gone(decoding, gone):
+    lost = decoding.path / gone
+    lost.rename(lost.with_name("away"))
+    assert decoding.renditions.make_all() == bool(gone)
+    assert decoding.states() == {"a.png": None, "b.png": 1 if gone else None}
+
+
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
     scanning, monkeypatch
 ):
@@ -7397,6 +7407,25 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
         bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_shares_are_counted_for_each_client_and_forgotten_with_the_last():
+    shares = ms.Shares("things", 3, 2)
+
+    def refused(client: str) -> int:
+        with pytest.raises(ms.HTTPError) as error:
+            shares.take(client)
+        return error.value.status
+
+    for client in "aab":
+        shares.take(client)
+    assert [refused("a"), refused("b"), refused("c")] == [429, 503, 503]
+    shares.give_back("a")
+    shares.take("a")
+    assert refused("a") == 429
+    for client in "aab":
+        shares.give_back(client)
+    assert (shares._all, shares._clients) == (0, {})
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
