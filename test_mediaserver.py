@@ -68,7 +68,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 # What the program goes on as, by itself: to begin there saves a compilation each time.
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
-DEADLINE = 30.0  # seconds that anything awaited may take
+DEADLINE = 120.0  # seconds that anything awaited may take: some of it runs when nobody else does
 RUN_SECONDS = 900.0  # that a program which ends by itself may run, on a machine that is busy
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
@@ -15348,6 +15348,7 @@ class Browser:
         chosen = {"args": args, "prefs": {"intl.accept_languages": "en"}, **capabilities}
         wanted = {"goog:chromeOptions": chosen, "goog:loggingPrefs": {"browser": "ALL"}}
         wanted["acceptInsecureCerts"] = True
+        wanted["timeouts"] = {"script": int(DEADLINE * 1000)}
         made = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"/session/{made['sessionId']}"
 
