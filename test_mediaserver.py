@@ -4370,7 +4370,7 @@ def test_an_object_gets_no_other_name(bucket):
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    answer = ms.S3Answer(code, {}, body)
+    answer = ms.S3Answer(code, {}, body, connection=None, response=None)
     with contextlib.nullcontext() if error is None else pytest.raises(OSError) as caught:
         ms.check_answer(ms.S3Request("GET", "family", "a.png"), answer)
     assert error is None or caught.value.errno == error
