@@ -3387,7 +3387,7 @@ class Format(NamedTuple):
     mime_type: str
     others: str = ""  # extensions of such files
     uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
-    start: bytes = b""  # a pattern; none where `sniff` has another way, or the parser tells
+    start: bytes = b""  # a pattern; none where `probe` has another way, or a parser tells
     parse: Callable[[_Span, _Draft], None] = lambda file, draft: None
 
 

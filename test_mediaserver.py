@@ -4464,11 +4464,11 @@ def test_an_object_gets_no_other_name(bucket):
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    request = ms.S3Request("GET", "family", "a.png")
+    request, answer = ms.S3Request("GET", "family", "a.png"), ms.S3Answer(200, {}, b"", None, None)
     for fine in (200, 206):
-        ms.check_answer(request, ms.S3Answer(fine, {}, b"", None, None))
+        ms.check_answer(request, answer._replace(code=fine))
     with pytest.raises(OSError) as caught:
-        ms.check_answer(request, ms.S3Answer(code, {}, body, None, None))
+        ms.check_answer(request, answer._replace(code=code, body=body))
     assert caught.value.errno == error
 
 
