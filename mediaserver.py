@@ -11,15 +11,15 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 48       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 208    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 184    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
@@ -1560,8 +1560,10 @@ class _Span:
         """Return so many bytes from a position on; EOFError where there are fewer."""
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
-        self.charge(READ_COST + length)
-        at, (head, file, _) = self.start + at, self.source
+        at, (head, file, budget) = self.start + at, self.source
+        budget[0] -= READ_COST + length  # as charge does, without a call for each label of a file
+        if budget[0] < 0:
+            raise EOFError
         if at + length <= len(head):
             return head[at : at + length]
         file.seek(at)
@@ -1615,22 +1617,27 @@ _Header = tuple[bytes, int, int, int]
 
 
 class _Parts:
-    """The parts of a span: a walk over all with their labels, or the first one with a label."""
+    """The parts of a span: a walk over all with their labels, or the first one with a label.
 
-    def __init__(self, read_header: Callable[[_Span, int], _Header], span: _Span) -> None:
-        self._read_header, self._span = read_header, span
+    The first label stands at `start`.
+    """
+
+    def __init__(
+        self, read_header: Callable[[_Span, int], _Header], span: _Span, start: int = 0
+    ) -> None:
+        self._read_header, self._span, self._start = read_header, span, start
 
     def __iter__(self) -> Iterator[tuple[bytes, _Span]]:
-        at = 0
-        while at < self._span.size:
+        span, at = self._span, self._start
+        while at < span.size:
             try:
-                label, start, end, after = self._read_header(self._span, at)
+                label, start, end, at = self._read_header(span, at)
             except EOFError:  # padding, or a file that was cut
                 return
-            if end < start:
+            size = min(end, span.size) - start
+            if size < 0:
                 return
-            yield label, self._span.part(start, end)
-            at = after
+            yield label, _Span(span.source, span.start + start, size)
 
     def __getitem__(self, wanted: bytes) -> _Span:
         """Return the first part with that label, or an empty one."""
@@ -1642,7 +1649,7 @@ class _Parts:
 
 def _labelled(
     layout: str, *, behind: int = 0, align: int = 1, whole: bool = False
-) -> Callable[[_Span], _Parts]:
+) -> Callable[..., _Parts]:
     """Return what finds parts that each stand behind a label and a size, packed as `layout`.
 
     The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
@@ -1957,7 +1964,7 @@ _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 def _jpeg_header(jpeg: _Span, at: int) -> _Header:
     """Read a marker and its segment (ITU-T T.81, B.1); stray bytes before it are skipped."""
-    marker = _JPEG_MARKER.search(jpeg.peek(at, 512))
+    marker = _JPEG_MARKER.search(jpeg.read(at, min(512, jpeg.size - at)))
     if marker is None:
         raise EOFError
     start = at + marker.end()
@@ -1967,7 +1974,7 @@ def _jpeg_header(jpeg: _Span, at: int) -> _Header:
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
     """Note segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
-    for marker, segment in _Parts(_jpeg_header, jpeg.part(2)):
+    for marker, segment in _Parts(_jpeg_header, jpeg, 2):
         if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
@@ -1982,7 +1989,7 @@ _png_chunks = _labelled(">I4s", behind=4)  # a CRC (PNG third edition, section 5
 
 def _png(png: _Span, draft: _Draft) -> None:
     """Note all chunks, those after the pixels too."""
-    for kind, chunk in _png_chunks(png.part(8)):
+    for kind, chunk in _png_chunks(png, 8):
         if kind == b"IHDR":
             draft.note_size(*chunk.unpack(">II", 0))
         elif kind == b"acTL":
@@ -2240,7 +2247,7 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
         elif kind == b"meta":
             _quicktime_keys(box, draft)
         elif kind == b"uuid" and draft.extension == "cr3":
-            for _, piece in _boxes(box.part(16)):  # EXIF in four pieces, each a TIFF
+            for _, piece in _boxes(box, 16):  # EXIF in four pieces, each a TIFF
                 if piece.peek(0, 4) in (b"II*\0", b"MM\0*"):
                     _tiff(piece, draft)
     return handlers
@@ -2305,7 +2312,7 @@ def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
     bare = meta.peek(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
-    names = [key.peek(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
+    names = [key.peek(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"], 8)]
     for label, item in _boxes(boxes[b"ilst"]):
         value = _boxes(item)[b"data"].peek(8, MAX_NOTE_BYTES)
         number = int.from_bytes(label, "big")
@@ -2350,7 +2357,7 @@ def _last_fragments(file: _Span) -> list[_Span]:
         label, _, _, after = _box_header(file, start)
         _, _, _, end = _box_header(file, after)
         starts = {start} if label == b"moof" and end == file.size else starts
-    boxes = (next(iter(_boxes(file.part(start))), (b"", _NOTHING)) for start in starts)
+    boxes = (next(iter(_boxes(file, start)), (b"", _NOTHING)) for start in starts)
     return [box for kind, box in boxes if kind == b"moof"]
 
 
@@ -2377,7 +2384,7 @@ def _run_units(trun: _Span, usual: int) -> int:
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
     """Note the primary item's size and turns from its properties; EXIF from the Exif item."""
-    boxes = _boxes(meta.part(4))
+    boxes = _boxes(meta, 4)
     primary = boxes[b"pitm"].part(4).number()
     properties = _boxes(boxes[b"iprp"])
     shared = [*_boxes(properties[b"ipco"])]
@@ -2401,7 +2408,7 @@ def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
 
 def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
     """Yield number and type of each item (ISO 14496-12, 8.11.6)."""
-    for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
+    for _, entry in _boxes(iinf, 6 if iinf.read(0, 1) == b"\0" else 8):
         yield entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
 
 
@@ -2507,7 +2514,7 @@ _iff_chunks = _labelled(">4sI", align=2)
 def _webp(webp: _Span, draft: _Draft) -> None:
     """Note the canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
-    for kind, chunk in _chunks(webp.part(12)):
+    for kind, chunk in _chunks(webp, 12):
         if kind == b"VP8X":
             width, width_high, height, height_high = chunk.unpack("<HBHB", 4)
             draft.note_size(1 + width + (width_high << 16), 1 + height + (height_high << 16))
@@ -2527,7 +2534,7 @@ def _webp(webp: _Span, draft: _Draft) -> None:
 def _avi(avi: _Span, draft: _Draft) -> None:
     """Note size by `avih`, length by the first video stream's `strh`, time by IDIT."""
     frame_time = frames = 0
-    for kind, chunk in _chunks(_chunks(avi.part(12))[b"LIST"].part(4)):  # `hdrl` is the first
+    for kind, chunk in _chunks(_chunks(avi, 12)[b"LIST"], 4):  # `hdrl` is the first
         if kind == b"avih":
             frame_time, frames, width, height = chunk.unpack("<I12xI12xII", 0)
             draft.note_size(width, height)
@@ -2537,7 +2544,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         elif kind == b"IDIT":
             draft.note_written_time(6, "container", chunk.peek(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
-    _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
+    _metadata(_chunks(avi, 12)[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
@@ -2546,7 +2553,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
     In RF64 the real length is in `ds64` (EBU Tech 3306).
     """
     packed, rate, samples, samples_rate, real_length = False, 0, 0, 0, 0
-    for kind, chunk in _chunks(wav.part(12)):
+    for kind, chunk in _chunks(wav, 12):
         if kind == b"fmt ":
             packed = chunk.unpack("<H", 0)[0] not in (1, 3, 0xFFFE)  # PCM, floats, either
             samples_rate, rate = chunk.unpack("<II", 4)
@@ -2567,7 +2574,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
 
 def _aiff(aiff: _Span, draft: _Draft) -> None:
     """Note frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
-    common = _iff_chunks(aiff.part(12))[b"COMM"]
+    common = _iff_chunks(aiff, 12)[b"COMM"]
     frames, exponent, mantissa = common.unpack(">I2xHQ", 2)
     draft.note(duration=frames / math.ldexp(mantissa, exponent - 16383 - 63))
 
@@ -2999,7 +3006,7 @@ _objects = _labelled("<16sQ", whole=True)  # by their GUID (ASF specification 1.
 
 def _asf(asf: _Span, draft: _Draft) -> None:
     """Note the header object's parts: a file with a video stream is WMV, else WMA."""
-    for name, part in _objects(_objects(asf)[_ASF].part(6)):
+    for name, part in _objects(_objects(asf)[_ASF], 6):
         if name == _ASF_FILE:
             made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
             draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
@@ -3131,7 +3138,7 @@ def _find_marker(jpeg: _Span, at: int, length: int) -> int:
 def _png_patches(png: _Span, exif: list[bytes]) -> _Patches:
     """Overwrite all chunks that do not show the picture."""
     patches = list[Patch]()
-    for kind, chunk in _png_chunks(png.part(8)):
+    for kind, chunk in _png_chunks(png, 8):
         end = chunk.start + chunk.size
         if kind == b"IEND":
             return patches, end + 4
@@ -3265,7 +3272,7 @@ class _PatchFinder:
     def _is_shown(kind: bytes, box: _Span) -> bool:
         if kind == b"trak":
             return _boxes(_boxes(box)[b"mdia"])[b"hdlr"].peek(8, 4) in _SHOWN_TRACKS
-        return kind != b"meta" or _boxes(box.part(4))[b"hdlr"].peek(8, 4) == b"pict"
+        return kind != b"meta" or _boxes(box, 4)[b"hdlr"].peek(8, 4) == b"pict"
 
     def _keep(self, kind: bytes, box: _Span) -> None:
         """Overwrite what a box that is shown tells, and those in it."""
@@ -3282,14 +3289,14 @@ class _PatchFinder:
         elif kind in _SHOWN_BOXES:
             self._walk(kind, box.part(4) if kind == b"meta" else box)
         if kind == b"meta":
-            self._keep_items(_boxes(box.part(4)))
+            self._keep_items(_boxes(box, 4))
         elif kind == b"trak":
             self._keep_samples(_boxes(_boxes(box)[b"mdia"]))
 
     def _keep_samples(self, media: _Parts) -> None:
         """Note where a track's samples are, and overwrite who made its codec."""
         tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
-        for kind, entry in _boxes(tables[b"stsd"].part(8)):
+        for kind, entry in _boxes(tables[b"stsd"], 8):
             self._blank(entry, 12, 16)  # vendor
             if media[b"hdlr"].read(8, 4) != b"soun":
                 self._blank(entry, 42, 74)  # the codec's name
@@ -3469,18 +3476,6 @@ def formats_for(use: str) -> frozenset[str]:
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
-def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
-    """Return extension and parser of the file that starts so."""
-    if match := _START.match(head):
-        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
-        assert known.parse
-        return known.extension, known.parse
-    if _svg_root(head):
-        return "svg", _svg
-    first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
-    return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
-
-
 def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     """Return what a seekable file is and says of itself; `None` if it is no image, video, audio.
 
@@ -3497,10 +3492,17 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     if not head:
         file.seek(0)
         head = file.read(HEAD_BYTES)
-    known = _identify(head[:HEAD_BYTES])
-    if known is None:
-        return None
-    extension, parse = known
+    if match := _START.match(head, 0, HEAD_BYTES):
+        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
+        extension, parse = known.extension, known.parse
+    elif _svg_root(head[:HEAD_BYTES]):
+        extension, parse = "svg", _svg
+    else:
+        first = _first_frame(head[:HEAD_BYTES].lstrip(b"\0"))  # some encoders pad before it
+        if not first or first[0]:
+            return None
+        extension, parse = first[1].extension, _mpeg_audio
+    assert parse
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
         parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
@@ -6121,7 +6123,7 @@ class Incoming:
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
-        self._give_back()
+        self._let_go(but_place=True)
         self.facts = probe(self.file, self._head or b"")
         self.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         self.md5 = "".join(rest)
@@ -6158,17 +6160,14 @@ class Incoming:
         self._let_go()
         self.file.close()
 
-    def _let_go(self) -> None:
-        """Hold no more than the file itself."""
-        self._give_back()
-        place, self._place = self._place, None
-        if place is not None:
-            os.close(place.folder)
-
-    def _give_back(self) -> None:
+    def _let_go(self, *, but_place: bool = False) -> None:
+        """Hold no more than the file itself, and its place where that is wanted soon."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self.folder.buffers.give_back(buffer)
+        if self._place is not None and not but_place:
+            place, self._place = self._place, None
+            os.close(place.folder)
 
     def discard(self, undo: bool = True) -> None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first."""
@@ -8558,6 +8557,7 @@ class Renditions:
 
     def _wait(self, seconds: float) -> None:
         self.wanted.wait(None if seconds == math.inf else seconds)
+        self._let_uploads_pass()  # or each would have it look for what is wanted
         self.wanted.clear()
 
     def note_upload(self) -> None:
@@ -9293,6 +9293,7 @@ _BOUNDARY = re.compile(rb"[ !#-~]{0,69}[!#-~]")
 # begins like a delimiter is content, as it is to Go's and Werkzeug's parsers.
 _DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
 _DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
+_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
 
 
 class Part(NamedTuple):
@@ -9302,19 +9303,6 @@ class Part(NamedTuple):
     filename: str | None
 
 
-class Data(NamedTuple):
-    """Some content of the part, a view that is good until the parser is fed again."""
-
-    data: memoryview
-
-
-class PartEnd:
-    """The part is complete."""
-
-
-Event = Part | Data | PartEnd
-
-
 class MultipartParser:
     """Takes the parts out of a multipart/form-data body (RFC 7578, RFC 2046 §5.1.1).
 
@@ -9322,8 +9310,8 @@ class MultipartParser:
 
     >>> parser = MultipartParser(b"x")
     >>> form = b'--x\\r\\nContent-Disposition: form-data; name="a"\\r\\n\\r\\n1\\r\\n--x--'
-    >>> [type(event).__name__ for event in parser.feed(form)]
-    ['Part', 'Data', 'PartEnd']
+    >>> [event if isinstance(event, Part) else bytes(event) for event in parser.feed(form)]
+    [Part(name='a', filename=None), b'1']
     """
 
     def __init__(self, boundary: bytes) -> None:
@@ -9331,23 +9319,36 @@ class MultipartParser:
             raise HTTPError(400, "The multipart boundary is missing or malformed.")
         self.finished = False
         self._delimiter = b"\r\n--" + boundary
-        self._read = MultipartParser._read_content
         self._held = b"\r\n"  # a boundary at the very start needs no line break before it
         self._preamble_bytes = 0
         self._parts = 0
 
-    def feed(self, data: bytes | memoryview) -> list[Event]:
-        """Return what happens in the bytes that have arrived; 400 or 413 if they are refused."""
+    def feed(self, data: bytes | memoryview) -> list[Part | memoryview]:
+        """Return the parts that begin in what has arrived, and their content; 400, 413 or 431.
+
+        The content is in views that are good until the parser is fed again; that of a part ends
+        where another one begins.
+        """
         if self.finished:
             return []
         # A memoryview cannot be searched, but is copied at five times the speed of the search.
         if self._held or not isinstance(data, bytes):
             data = b"".join((self._held, data))
-            self._held = b""
-        events: list[Event] = []
+        events: list[Part | memoryview] = []
         position: int | None = 0
         while position is not None:
-            position = self._read(self, data, position, events)
+            end, delimiter = self._find_delimiter(data, position)
+            if not self._parts:
+                self._preamble_bytes += end
+                if self._preamble_bytes > MAX_PREAMBLE_BYTES:
+                    raise HTTPError(400, "The multipart body does not begin with its boundary.")
+            elif end > position:
+                events.append(memoryview(data)[position:end])
+            if delimiter and delimiter[0] == b"--":
+                self.finished = True
+                return events
+            position = self._begin_part(data, delimiter.end(), events) if delimiter else None
+        self._held = data[end:]
         return events
 
     def finish(self) -> None:
@@ -9355,40 +9356,24 @@ class MultipartParser:
         if not self.finished:
             raise HTTPError(400, "The multipart body ended early.")
 
-    # Each state returns the position where the next one reads on; None when it needs more bytes.
-
-    def _read_content(self, data: bytes, position: int, events: list[Event]) -> int | None:
-        """Read what comes before a delimiter: content of a part, or what no part has."""
-        end, delimiter = self._find_delimiter(data, position)
-        if not self._parts:
-            self._preamble_bytes += end
-            if self._preamble_bytes > MAX_PREAMBLE_BYTES:
-                raise HTTPError(400, "The multipart body does not begin with its boundary.")
-        elif end > position:
-            events.append(Data(memoryview(data)[position:end]))
-        if delimiter is None:
-            self._held = data[end:]
-            return None
-        if self._parts:
-            events.append(PartEnd())
-        if delimiter[0] == b"--":
-            self.finished = True
+    def _begin_part(self, data: bytes, start: int, events: list[Part | memoryview]) -> int | None:
+        """Read a part's headers; return where its content begins, None while more are to come."""
+        end = data.find(b"\r\n\r\n", start, start + MAX_PART_HEADER_BYTES + 4)
+        if end < 0:
+            if len(data) - start > MAX_PART_HEADER_BYTES + 3:
+                raise HTTPError(413, "The headers of a part are too long.")
             return None
         if self._parts == MAX_PARTS:
             raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
         self._parts += 1
-        self._read = MultipartParser._read_headers
-        return delimiter.end()
-
-    def _read_headers(self, data: bytes, position: int, events: list[Event]) -> int | None:
-        end = data.find(b"\r\n\r\n", position, position + MAX_PART_HEADER_BYTES + 4)
-        if end < 0:
-            if len(data) - position > MAX_PART_HEADER_BYTES + 3:
-                raise HTTPError(413, "The headers of a part are too long.")
-            self._held = data[position:]
-            return None
-        events.append(_parse_part(data[position:end]))
-        self._read = MultipartParser._read_content
+        headers = parse_fields(_FOLD.sub(b" ", data[start:end]))
+        disposition = parse_content_disposition(headers.get("content-disposition", ""))
+        if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
+            raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
+        encoding = headers.get("content-transfer-encoding", "binary").lower()
+        if encoding not in ("7bit", "8bit", "binary"):
+            raise HTTPError(400, "A part is encoded for mail; send it as it is.")
+        events.append(Part(disposition.name, disposition.filename))
         return end + 4
 
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
@@ -9406,20 +9391,6 @@ class MultipartParser:
         if start >= 0 and self._delimiter.startswith(data[start:]):
             return start, None
         return len(data), None
-
-
-_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
-
-
-def _parse_part(block: bytes) -> Part:
-    headers = parse_fields(_FOLD.sub(b" ", block))
-    disposition = parse_content_disposition(headers.get("content-disposition", ""))
-    if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
-        raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
-    encoding = headers.get("content-transfer-encoding", "binary").lower()
-    if encoding not in ("7bit", "8bit", "binary"):
-        raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    return Part(disposition.name, disposition.filename)
 
 
 # -- Values with parameters --------------------------------------------------------------
@@ -10019,7 +9990,7 @@ class Response:
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
-        self.principal = ""
+        self.principal: object = ""
 
     def prepare(self) -> Response:
         """Put the head together once, for HTTP/1.1."""
@@ -10028,7 +9999,7 @@ class Response:
         self.prepared = start + b"Date: ", rest
         return self
 
-    def again(self, principal: str) -> Response:
+    def again(self, principal: object) -> Response:
         """Return a prepared answer for somebody else."""
         response = Response(self.status, None, self.body)
         response.prepared, response.route = self.prepared, self.route
@@ -12235,13 +12206,13 @@ class FormBody(BodyReader):
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
             if isinstance(event, Part):
+                if self._part is not None:
+                    self._end(self._part)
                 self._begin(event)
-            elif not isinstance(event, Data):
-                self._end()
             elif self._receiving is not None:
-                self._receiving.feed(event.data)
+                self._receiving.feed(event)
             else:
-                self._add_text(event.data)
+                self._add_text(event)
 
     def _begin(self, part: Part) -> None:
         self._part = part
@@ -12257,9 +12228,7 @@ class FormBody(BodyReader):
             raise HTTPError(413, detail)
         self._text += data
 
-    def _end(self) -> None:
-        part, self._part = self._part, None
-        assert part is not None
+    def _end(self, part: Part) -> None:
         if self._receiving is not None:
             self._request.upload = self._receiving.finish()
             self._request.upload.filename = part.filename or ""
@@ -12279,6 +12248,8 @@ class FormBody(BodyReader):
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
+        if self._part is not None:
+            self._end(self._part)
         return self._values
 
     def discard(self) -> None:
@@ -12823,7 +12794,7 @@ class Application(Service):
         """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         if request is not None:
             response.headers |= request.answer_headers
-            response.route, response.principal = request.route, str(request.principal)
+            response.route, response.principal = request.route, request.principal
         origins = self.app.settings.cors_allow_origins
         complete_headers(response, origins, head.headers.get("origin", ""))
         body, headers = response.body, response.headers
@@ -12889,13 +12860,13 @@ class Application(Service):
             return None
         if status:
             prepared = hot.prepared.get(status) or self._prepare(hot, status)
-            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
+            return prepared if principal is ANONYMOUS else prepared.again(principal)
         try:
             response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route, response.principal = hot.route, str(principal)
+        response.route, response.principal = hot.route, principal
         if turn and response.resource and not is_ready(head, response):
             response.close()
             return None
@@ -12907,7 +12878,7 @@ class Application(Service):
         body = b"" if status == 304 else hot.content.source
         response = Response(status, hot.fields, body)  # type: ignore[arg-type]
         complete_headers(response, self.app.settings.cors_allow_origins, "")
-        response.route, response.principal = hot.route, str(ANONYMOUS)
+        response.route, response.principal = hot.route, ANONYMOUS
         hot.prepared[status] = response.prepare()
         return response
 
@@ -15652,7 +15623,7 @@ def log_request(
         "status": response.status,
         "bytes": response.length,
         "seconds": round(seconds, 4),
-        "principal": response.principal or "anonymous",
+        "principal": str(response.principal or "anonymous"),
     }
     if settings.log_format == "json":
         line = json.dumps(entry)
