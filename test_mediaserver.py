@@ -69,7 +69,7 @@ PROGRAM = HERE / "mediaserver.py"
 # What the program goes on as, by itself: to begin there saves a compilation each time.
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
-RUN_SECONDS = 300.0  # that a program which ends by itself may run, on a machine that is busy
+RUN_SECONDS = 900.0  # that a program which ends by itself may run, on a machine that is busy
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
@@ -496,12 +496,23 @@ class Server:
         self,
         method: str,
         path: str,
-        content: bytes,
+        content: bytes | None,
         filename: str | None = "a.png",
         headers: Mapping[str, str] = OWNER,
+        *,
+        field: str = "file",
+        **texts: object,
     ) -> Answer:
-        body, content_type = form(filename, content)
+        """The answer to a form with a file, if there is content, and with texts."""
+        body, content_type = form(filename, content, field, **texts)
         return self.request(method, path, body, {"Content-Type": content_type, **headers})
+
+    @contextlib.contextmanager
+    def index(self) -> Iterator[sqlite3.Connection]:
+        """Its index, open; what is changed there is committed at the end."""
+        index = sqlite3.connect(self.data / "index.sqlite3", timeout=DEADLINE)
+        with contextlib.closing(index), index:
+            yield index
 
     def upload(self, content: bytes, filename: str | None = "a.png") -> Answer:
         return self.send_file("POST", "/upload", content, filename)
@@ -1033,9 +1044,9 @@ def test_help_explains_every_setting_and_command(tmp_path):
     assert ended.returncode == 0
     words = " ".join(ended.stdout.split())
     for name, _, how in ms.Settings.table():
-        assert (name.upper() if how.secret else f"--{name}") in words
-        assert how.secret or how.help in words
-    assert all(name in words for name in ms.COMMANDS)
+        told = [name.upper()] if how.secret else [f"--{name}", how.help]
+        assert [each for each in told if each not in words] == []
+    assert [name for name in ms.COMMANDS if name not in words] == []
 
 
 def test_a_secret_that_somebody_has_blanked_stops_the_start(tmp_path):
@@ -1106,25 +1117,33 @@ def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         status = Path(f"/proc/{process.pid}/status")
         if not status.exists():
             pytest.skip("needs /proc")
-        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")
-        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        hangup = re.compile(r"Sig(?:Blk|Cgt):\s+\w+[13579bdf]\n")  # is blocked, or caught already
+        wait_until(lambda: hangup.search(status.read_text()), "the program to begin")
         yield process
 
 
-@pytest.mark.parametrize(
-    ("command", "number", "code"),
-    [
-        ("serve", signal.SIGTERM, 0), ("serve", signal.SIGINT, 0),
-        ("verify", signal.SIGTERM, -signal.SIGTERM), ("verify", signal.SIGINT, 130),
-    ],
-)  # fmt: skip
-def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
-    tmp_path, command, number, code
-):
-    with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_a_server_well(tmp_path, number):
+    with begun(tmp_path, "serve", "--storage_dir", ".", "--port", "0") as process:
         process.send_signal(number)
-        assert process.wait(DEADLINE) == code
+        assert process.wait(DEADLINE) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+PENDING = """import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [number := int(sys.argv[1])])
+os.kill(os.getpid(), number)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_a_signal_from_before_its_start_ends_a_command_as_signals_do(tmp_path, number, code):
+    command = [PROGRAM, "verify", "--storage_dir", "."]
+    found = said_by(sys.executable, "-c", PENDING, f"{number:d}", *command, cwd=tmp_path)
+    assert found == (code, "")
 
 
 def test_sighup_ends_no_service_while_python_begins():
@@ -2326,11 +2345,10 @@ def test_es256_permissions_and_modes_decide_over_entities(start, tmp_path, mode)
     running = start(**settings, **({"auth_disabled": "true"} if mode == "demo" else {}))
 
     def answers(headers: dict[str, str]) -> tuple[int, int]:
-        made, content_type = form(None, None, is_collection="true", label="x")
-        headers = {**headers, "Content-Type": content_type}
+        texts = {"is_collection": "true", "label": "x"}
         return (
             running.request("GET", "/entity/", headers=headers).status,
-            running.request("POST", "/entity/", made, headers).status,
+            running.send_file("POST", "/entity/", None, headers=headers, **texts).status,
         )
 
     free, none = (200, 201), {"normal": (200, 401), "read-auth": (401, 401)}
@@ -2355,9 +2373,8 @@ def test_in_demo_mode_everyone_may_do_everything_whatever_they_carry(start, head
     status, made = running.call("POST", MEDIA, {"name": "n", "type": "image"}, headers)
     assert (status, made["user"]) == (201, 0)
     assert running.call("GET", "/api/auth/profile/", None, headers)[0] == 200
-    body, content_type = form(None, None, is_collection="true")
-    fields = {**headers, "Content-Type": content_type}
-    assert running.request("POST", "/entity/", body, fields).status == 201
+    made = running.send_file("POST", "/entity/", None, headers=headers, is_collection="true")
+    assert made.status == 201
 
 
 # ======================================================================================
@@ -4063,7 +4080,7 @@ def test_those_who_try_again_do_not_all_come_at_once(monkeypatch):
     with FakeStore(*[S3_BUSY, S3_OK] * 9) as store:
         for _ in range(9):
             store.client.call(S3_GET)
-    assert all(0 <= wait <= ms.S3_RETRIES[0] for wait in waits)
+    assert 0 <= min(waits) < max(waits) <= ms.S3_RETRIES[0]
     assert len(waits) == 9
     assert len(set(waits)) > 3
 
@@ -4219,6 +4236,8 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
 def store(object_store) -> ObjectStore:
     """An object store, of which a test has a prefix of its own."""
     object_store.prefix = f"{unique().decode()}/"
+    if object_store.process.poll() is not None:  # as another test has left it
+        object_store.start()
     return object_store
 
 
@@ -4368,16 +4387,18 @@ def test_an_object_gets_no_other_name(bucket):
 @pytest.mark.parametrize(
     ("code", "body", "error"),
     [
-        (200, b"", None), (206, b"", None), (200, b"<Error>late</Error>", errno.EIO),
-        (300, b"", errno.EIO), (307, b"", errno.EIO), (403, b"", errno.EACCES),
-        (404, b"", errno.ENOENT), (412, b"", errno.EEXIST), (503, b"", errno.EIO),
+        (200, b"<Error>late</Error>", errno.EIO), (300, b"", errno.EIO), (307, b"", errno.EIO),
+        (403, b"", errno.EACCES), (404, b"", errno.ENOENT), (412, b"", errno.EEXIST),
+        (503, b"", errno.EIO),
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    answer = ms.S3Answer(code, {}, body)
-    with contextlib.nullcontext() if error is None else pytest.raises(OSError) as caught:
-        ms.check_answer(ms.S3Request("GET", "family", "a.png"), answer)
-    assert error is None or caught.value.errno == error
+    request = ms.S3Request("GET", "family", "a.png")
+    for fine in (200, 206):
+        ms.check_answer(request, ms.S3Answer(fine, {}, b""))
+    with pytest.raises(OSError) as caught:
+        ms.check_answer(request, ms.S3Answer(code, {}, body))
+    assert caught.value.errno == error
 
 
 def test_an_object_that_the_index_could_not_forget_stays(bucket, tmp_path):
@@ -5165,7 +5186,7 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
             os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
-    assert all(thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3))
+    assert [thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3)] == [True] * 3
     stop_host(thumbnails, host)
 
 
@@ -5179,11 +5200,8 @@ def test_a_png_has_all_pixels_of_its_picture(pillow, mode):
 
 
 def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_path, monkeypatch):
-    answers = {
-        (kind, mime): thumbnails.can_make(kind, mime)
-        for kind, mime in (("image", "image/svg+xml"), ("audio", "audio/mpeg"))
-    }
-    assert not any(answers.values())
+    assert not thumbnails.can_make("image", "image/svg+xml")
+    assert not thumbnails.can_make("audio", "audio/mpeg")
     assert thumbnails.can_make("video", "video/mp4") == bool(shutil.which("ffmpeg"))
     monkeypatch.setattr(ms, "find_pillow", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -7531,14 +7549,14 @@ def test_workers_know_what_any_of_them_took_in(start):
     running = start("--workers", "3")
     running.scanned()
     contents = [png() for _ in range(12)]
-    made = together(12, lambda i: running.upload(contents[i]).json)
+    made = together(12, lambda i: running.upload(contents[i]))
+    assert [answer.body for answer in made if answer.status != 201] == []
+    paths = [f"/media/{answer.json['filename']}" for answer in made]
     for _ in range(4):
-        for value, content in zip(made, contents, strict=True):
-            assert running.get(f"/media/{value['filename']}").body == content
+        assert [running.get(path).body for path in paths] == contents
     assert running.get("/media").json["count"] == 12
-    gone = f"/media/{made[0]['filename']}"
-    assert running.request("DELETE", gone, headers=OWNER).status == 200
-    assert {running.get(gone).status for _ in range(8)} == {404}
+    assert running.request("DELETE", paths[0], headers=OWNER).status == 200
+    assert {running.get(paths[0]).status for _ in range(8)} == {404}
     late = png()
     fill(running.storage, {"late.png": late})
     running.rescan()
@@ -7753,12 +7771,11 @@ def test_a_start_with_a_new_index_removes_no_file_of_which_a_crash_left_a_name(s
 
 def with_large_index(running: Server, rows: int) -> Path:
     """Give an index so many rows that no check at start and no cache holds it whole."""
-    index = running.data / "index.sqlite3"
-    with contextlib.closing(sqlite3.connect(index)) as db, db:
+    with running.index() as db:
         values = ((b"%032x" % number, "0" * 64) for number in range(rows))
         db.execute(f"INSERT INTO asset (sha256, size) VALUES ('{'0' * 64}', 1)")
         db.executemany("INSERT INTO file VALUES ('users', ?, ?, 1, 1, 1, 1)", values)
-    return index
+    return running.data / "index.sqlite3"
 
 
 def overwrite_pages(index: Path, every: int) -> None:
@@ -8196,7 +8213,7 @@ def test_what_is_refused_is_told_what_to_do(server, method, path, kind, body, st
         raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode() + (body or b""))
         answer = raw.answer()
     assert answer.status == status
-    assert all(word in answer.json["detail"] for word in words), answer.json
+    assert [word for word in words if word not in answer.json["detail"]] == [], answer.json
 
 
 @pytest.mark.parametrize(
@@ -8513,8 +8530,7 @@ def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
     image = running.upload(png()).json
     tag = f'"{image["sha256"]}"'
     things = {f"/media/{image['filename']}": ["DELETE"]}
-    body, content_type = form(None, b"", is_collection="true")
-    made = running.request("POST", "/entity/", body, {"Content-Type": content_type}).json
+    made = running.send_file("POST", "/entity/", b"", None, is_collection="true").json
     things[f"/entity/{made['id']}"] = ["PUT", "PATCH", "DELETE"]
     for path in ("/api/media/media/", "/api/media/collections/"):
         _, made = running.call("POST", path, {"name": "a", "type": "image"})
@@ -8798,8 +8814,7 @@ def test_an_edit_that_keeps_size_and_time_is_found_by_ctime(start, tmp_path):
 def test_what_was_uploaded_is_not_read_again(start):
     running = start()
     name = running.upload(png()).json["filename"]
-    index = running.data / "index.sqlite3"
-    with contextlib.closing(sqlite3.connect(index)) as db:
+    with running.index() as db:
         ctime = db.execute("SELECT ctime FROM file").fetchone()[0]
     assert ctime == (running.storage / "media" / name).stat().st_ctime
 
@@ -8886,7 +8901,7 @@ def test_a_folder_of_the_servers_own_that_is_gone_is_degraded_until_it_is_back(s
     assert health["problems"] == [f"Folders of the server that are not there: {name}."]
     assert not folder.exists()
     away.rename(folder)
-    assert running.get("/health").json["status"] == "ok"
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
 
 
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
@@ -8895,7 +8910,8 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
     fill(storage, {"a.png": content})
     data = {"database_dir": str(tmp_path / "data")}
     running = start(**data)
-    assert running.scanned()["status"] == "ok"
+    running.scanned()
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     running.stop()
     shutil.rmtree(storage)
     storage.mkdir()
@@ -8911,7 +8927,8 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
     assert not storage.exists()
     fill(aside, {"a.png": content})
     aside.rename(storage)
-    assert running.rescan()["status"] == "ok"
+    running.rescan()
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     assert running.get(f"/image/{sha256(content)}").body == content
 
 
@@ -8930,7 +8947,7 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     assert running.get("/health").json["status"] == "degraded"
     (tmp_path / "away").rename(running.storage)
     assert running.upload(png()).status == 201
-    assert running.get("/health").json["status"] == "ok"
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     assert running.get(kept).status == 200
     assert running.request("DELETE", kept, headers=OWNER).status == 200
 
@@ -9018,7 +9035,7 @@ def test_a_disk_that_hangs_holds_up_neither_health_nor_accounts(start, tmp_path)
     running = start(database_dir=str(tmp_path / "data"))
     sha256 = running.upload(png()).json["sha256"]
     upload = b"".join(upload_request(png()))
-    assert running.get("/health").json["status"] == "ok"
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     with contextlib.ExitStack() as stack:
         stack.enter_context(hanging(running.storage))
         for number in range(120):
@@ -9075,10 +9092,9 @@ def send_everywhere(running: Server, content: bytes, user: Mapping[str, str]) ->
     """The statuses of one file's upload to every family."""
     found = set()
     for method, path, field in UPLOADS:
-        body, content_type = form("a.png", content, field, name="a")
-        owner = user if path == "/api/media/media/" else OWNER
-        headers = {**owner, "Content-Type": content_type}
-        found.add(running.request(method, path, body, headers).status)
+        who = user if path == MEDIA else OWNER
+        sent = running.send_file(method, path, content, field=field, headers=who, name="a")
+        found.add(sent.status)
     return found
 
 
@@ -9257,9 +9273,10 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
 
     def upload(way: tuple[str, str, str]) -> str | None:
         (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
-        body, content_type = form(name, content, field, name="a")
-        headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
-        answer = running.request(method, path.replace("a.png", name), body, headers)
+        who = user.headers if path == MEDIA else OWNER
+        path_now = path.replace("a.png", name)
+        texts = {"field": field, "name": "a"}
+        answer = running.send_file(method, path_now, content, name, who, **texts)
         if answer.status != 201:
             assert answer.status in faults.answered, answer.body
             refused.add(answer.status)
@@ -9397,7 +9414,7 @@ def test_a_power_cut_loses_no_answered_upload_that_the_index_has_lost(start):
     running.kill()
     stored = running.storage / "media" / filename
     os.link(stored, running.storage / ".incoming" / ("ab" * 16))
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db, db:
+    with running.index() as db:
         db.execute("DELETE FROM file")
     running = start()
     running.scanned()
@@ -9443,7 +9460,8 @@ def test_one_bad_file_or_folder_costs_only_itself(start, tmp_path):
         file.write(deep)
     os.close(descriptor)
     running = start()
-    assert running.scanned()["status"] == "ok"
+    running.scanned()
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     assert len(running.listed()) == 5
     assert running.get(f"/image/{sha256(deep)}").body == deep
     assert "stopped" not in running.log
@@ -9555,8 +9573,7 @@ def test_a_size_that_no_preview_has_is_400(server, turned, query):
 def test_a_preview_is_public_where_everyone_may_read_the_file(server):
     need("PIL")
     entity, private = png_of(907), png_of(908)
-    body, content_type = form("a.png", entity, "image")
-    made = server.request("POST", "/entity/", body, {**OWNER, "Content-Type": content_type})
+    made = server.send_file("POST", "/entity/", entity, field="image")
     stored = server.store(private, f"{unique().decode()}.png")
     assert (made.status, stored.status) == (201, 201)
     shown = [server.get(f"/preview/{sha256(content)}?size=320", **READER)
@@ -9644,8 +9661,7 @@ def test_a_content_that_was_changed_on_disk_is_not_stored(start, tmp_path):
 def test_what_is_no_list_of_hashes_is_refused(server, body, status):
     headers = {"Content-Type": "application/json"}
     answer = server.request("POST", "/exists", body, headers)
-    assert answer.status == status, answer.body
-    assert status == 200 or answer.json["detail"]
+    assert (answer.status, [*answer.json]) == (status, ["stored" if status == 200 else "detail"])
 
 
 def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
@@ -10167,9 +10183,10 @@ class User:
         path: str = MEDIA,
         **texts: object,
     ) -> tuple[int, Any]:
-        body, content_type = form(filename, content, **{"name": "a picture", **texts})
-        headers = {**self.headers, "Content-Type": content_type}
-        answer = self.server.request(method, path, body, headers)
+        texts = {"name": "a picture", **texts}
+        answer = self.server.send_file(
+            method, path, content, filename, headers=self.headers, **texts
+        )
         return answer.status, answer.json
 
     def record(self, **fields: Any) -> Any:
@@ -10375,10 +10392,9 @@ def test_a_new_account_gets_no_id_under_which_another_programs_user_has_records(
 
 def age_session(server: Server, refresh: str, seconds: float) -> None:
     """Have a session's last refresh lie so much longer ago."""
-    with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3", timeout=30)) as db:
+    with server.index() as db:
         sql = "UPDATE session SET rotated_at = rotated_at - ? WHERE id = ?"
         assert db.execute(sql, (seconds, claims_of(refresh)["session"])).rowcount == 1
-        db.commit()
 
 
 def test_a_spent_refresh_token_gives_its_successor_again_for_ten_seconds(server, jane):
@@ -10970,9 +10986,8 @@ def test_records_are_given_to_nobody_who_may_be_another(start, tmp_path):
     running, source = start(), tmp_path / "media_handler"
     media_handler(source, "databases")
     (source / "auth_server/db.sqlite3").unlink()
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+    with running.index() as db:
         db.execute("INSERT INTO sqlite_sequence VALUES ('user', 6)")
-        db.commit()
     assert User(running).id == 7
     run = owner_says(running, "import", source)
     outcomes = [line.split("\t")[0] for line in run.stdout.splitlines()]
@@ -11280,7 +11295,7 @@ def test_a_list_is_paged_as_in_django_and_its_links_work(django):
         page = django.call("GET", local(page["next"]))[1]
     assert names == [f"n{number}" for number in reversed(range(13))]
     assert urls[0].startswith(f"{django.server.url}{MEDIA}?")
-    assert all(part in urls[0] for part in ("search=a", "type=image", "page_size=5"))
+    assert {"search=a", "type=image", "page_size=5"} <= {*urlsplit(urls[0]).query.split("&")}
     while page["previous"]:
         page = django.call("GET", local(page["previous"]))[1]
     assert [item["name"] for item in page["results"]] == names[:5]
@@ -11664,13 +11679,12 @@ def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
     shelf, record = user.call("POST", SHELVES, {"name": "s"})[1]["id"], user.record(name="n")
     assert user.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf})[0] == 200
     count = 8_000
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3", timeout=30)) as db:
+    with running.index() as db:
         columns = [row[1] for row in db.execute("PRAGMA table_info(media)")]
         values = ", ".join({"id": "hex(randomblob(16))"}.get(name, name) for name in columns)
         numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
         into = f"INSERT INTO media ({', '.join(columns)})"
         db.execute(f"{numbers} {into} SELECT {values} FROM media, n", (count,))
-        db.commit()
     own = f"{SHELVES}{shelf}/"
     before = memory(running.process.pid, "VmHWM")
     status, value = user.call("GET", own)
@@ -11734,12 +11748,12 @@ class Entities:
         self, method: str, path: str, image: bytes | None = None, expect: int = 0, **texts: object
     ) -> Any:
         """Send a form, or JSON for PATCH."""
+        path = f"/entity/{path}"
         if method == "PATCH":
-            body, content_type = json.dumps(texts).encode(), "application/json"
+            headers = {**OWNER, "Content-Type": "application/json"}
+            answer = self.server.request(method, path, json.dumps(texts), headers)
         else:
-            body, content_type = form("a.png", image, "image", **texts)
-        headers = {**OWNER, "Content-Type": content_type}
-        answer = self.server.request(method, f"/entity/{path}", body, headers)
+            answer = self.server.send_file(method, path, image, field="image", **texts)
         assert answer.status == (expect or (201 if method == "POST" else 200)), answer.body
         return answer.json
 
@@ -12015,9 +12029,8 @@ def test_one_content_at_once_makes_one_entity_and_one_file(start):
     entities, image = Entities(start("--workers", "2")), png()
 
     def send(number: int, method: str = "POST", key: object = "") -> int:
-        body, content_type = form("a.png", image, "image", label=number)
-        headers = {**OWNER, "Content-Type": content_type}
-        return entities.server.request(method, f"/entity/{key}", body, headers).status
+        path, texts = f"/entity/{key}", {"field": "image", "label": number}
+        return entities.server.send_file(method, path, image, **texts).status
 
     assert sorted(together(20, send)) == [201] + [409] * 19
     (item,) = entities.listed()["items"]
@@ -12611,7 +12624,7 @@ def begin(
 @pytest.mark.parametrize("family", ["media", "library", "images", "accounts", "entities"])
 def test_every_family_takes_a_file_in_parts_as_it_takes_a_whole_one(server, jane, family):
     fields = {"name": "a picture", "label": "x"}  # each family takes its own
-    name, who = ("image", "file")[family != "entities"], OWNER
+    name, who = "image" if family == "entities" else "file", OWNER
     method, path = {
         "media": ("POST", "/upload"), "library": ("PUT", f"/image/{unique().decode()}.png"),
         "images": ("POST", "/upload-image"), "accounts": ("POST", MEDIA),
@@ -12619,8 +12632,8 @@ def test_every_family_takes_a_file_in_parts_as_it_takes_a_whole_one(server, jane
     }[family]  # fmt: skip
     if family == "accounts":
         who = jane.headers
-    body, content_type = form(f"{unique().decode()}.png", png(), name, **fields)
-    whole = server.request(method, path, body, {**who, "Content-Type": content_type})
+    filename = f"{unique().decode()}.png"
+    whole = server.send_file(method, path, png(), filename, who, field=name, **fields)
     assert whole.status == 201
     content = png(padding=5000)
     upload = begin(server, len(content), family, headers=who)
@@ -13078,7 +13091,7 @@ def test_expired_uploads_leave_nothing(start):
     running.stop()
     start()
     assert not left_arriving(running.storage)
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+    with running.index() as db:
         assert db.execute("SELECT count(*) FROM upload").fetchone() == (0,)
 
 
@@ -13411,7 +13424,7 @@ def test_an_ended_link_is_not_answered_from_memory(server):
 def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     made = share(wedding, kind="folder", target="a", password="guests")
     assert (made["has_password"], "guests" in str(made)) == (True, False)
-    with contextlib.closing(sqlite3.connect(wedding.data / "index.sqlite3")) as db:
+    with wedding.index() as db:
         (kept,) = db.execute("SELECT password FROM share WHERE id = ?", (made["id"],)).fetchone()
     assert ms.verify_password("guests", kept) and kept.startswith("scrypt$")
     path, content = local(made["url"]), (wedding.storage / "a/1.png").read_bytes()
@@ -13458,7 +13471,7 @@ def test_who_guesses_a_link_s_password_is_shut_out_and_nobody_else_unless_many_d
 
     def fail(key: str, times: int) -> None:
         rows = [(sha256(key.encode()), time.time(), str(n), 1) for n in range(times)]
-        with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db, db:
+        with server.index() as db:
             db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, ?)", rows)
 
     guesser, guest = (f"2001:db8:{next(SERIAL) % 65535 + 1:x}::1" for _ in range(2))
@@ -13877,8 +13890,7 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
         ask(headers, kind="file", target=sha256(target))
         for headers, target in ((WRITER, private), (mine, content), (OWNER, png_of(9999)))
     ] == [404, 403, 404]
-    body, kind = form("a.png", owned, name="a.png")
-    record = running.request("POST", MEDIA, body, {"Content-Type": kind, **mine}).json
+    record = running.send_file("POST", MEDIA, owned, headers=mine, name="a.png").json
     shelf = running.call("POST", SHELVES, {"name": "s"}, mine)[1]
     of_record = share(running, mine, kind="media", target=record["id"])
     of_shelf = share(running, mine, kind="collection", target=shelf["id"])
@@ -13894,10 +13906,8 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
         of_shelf["id"], of_record["id"],
     ]  # fmt: skip
-    body, kind = form(None, None, is_collection="true")
-    group = running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER}).json
-    body, kind = form("b.png", png_of(604), "image", parent_id=group["id"])
-    running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER})
+    group = Entities(running).collection()
+    Entities(running).create(png_of(604), parent_id=group["id"])
     of_group = share(running, kind="entity", target=group["id"])
     assert [file["size"] for file in shared(running, of_group)] == [604]
 
@@ -13950,10 +13960,8 @@ def shareable(server: Server, headers: Mapping[str, str], kind: str) -> tuple[st
         return str(group), ""
     shelf = server.call("POST", SHELVES, {"name": place}, headers)[1]["id"]
     texts = {"collection": shelf} if kind == "collection" else {}
-    body, content_type = form("a.png", content, name="a", **texts)
-    headers = {**headers, "Content-Type": content_type}
-    record = server.request("POST", MEDIA, body, headers).json["id"]
-    return (shelf if kind == "collection" else record), ""
+    record = server.send_file("POST", MEDIA, content, headers=headers, name="a", **texts).json
+    return (shelf if kind == "collection" else record["id"]), ""
 
 
 @pytest.mark.parametrize("lost", ["write", "read", "account"])
@@ -13975,9 +13983,8 @@ def test_a_link_ends_with_its_maker_s_account_and_rests_while_he_may_not_read(cl
     """So it does with what a record's URL is signed for: a disabled account's is over."""
     user, headers, _ = member(closed)
     made = share(closed, headers, kind="file", target=shareable(closed, headers, "file")[0])
-    body, content_type = form("a.png", png(), name="a")
-    headers = {**headers, "Content-Type": content_type}
-    signed = local(closed.request("POST", MEDIA, body, headers).json["file"])
+    record = closed.send_file("POST", MEDIA, png(), headers=headers, name="a").json
+    signed = local(record["file"])
     permissions = (ms.READ_PERMISSION, ms.WRITE_PERMISSION)
     before, after = {
         "disable": (("disable",), ("enable",)), "passwd": (("passwd",), ("passwd",)),
@@ -14143,7 +14150,7 @@ def test_public_uploads_are_in_a_bucket_and_the_rest_of_the_library_is_on_disk(s
     assert again.request("DELETE", f"{path}?token={upload_token()}").status == 200
     assert again.get(path).status == 404
     assert len(store.names()) == 1
-    assert not any((again.storage / ".incoming").iterdir())
+    assert not left_arriving(again.storage)
 
 
 def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored):
@@ -14159,8 +14166,8 @@ def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored
     words = ["verify", "--json", "--storage_dir", server.storage]
     ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
     assert ended.returncode == 1
-    assert any(f"{store.prefix}public" in each for each in json.loads(ended.stdout)["unreadable"])
-    store.start()
+    unreadable = json.loads(ended.stdout)["unreadable"]
+    assert [each for each in unreadable if f"{store.prefix}public" in each] != []
 
 
 def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
@@ -14517,7 +14524,7 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, reade
     assert reading.request("OPTIONS", "/upload-image").status == 204
     open_session(reading)
     assert reading.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
-    assert f"reading only ({server.url} writes)" in reading.log
+    wait_until(lambda: f"reading only ({server.url} writes)" in reading.log)
     assert "scanning" not in reading.log
     assert "upload a picture" not in reading.log
 
@@ -14777,8 +14784,7 @@ def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
 
 
 def test_health_says_how_the_server_is(server):
-    value = server.get("/health").json
-    assert value["status"] == "ok"
+    value = wait_until(lambda: (now := server.get("/health").json)["status"] == "ok" and now)
     assert value["gateway"] is True
     assert value["version"] == ms.__version__
     assert 0 <= value["uptime"] < 3600
@@ -14812,8 +14818,8 @@ def test_the_gallery_can_be_installed(server):
         answer = server.get(f"/{place}")
         assert answer.headers["Content-Type"] == mime_type
         facts = ms.probe(io.BytesIO(answer.body))
-        assert facts.mime_type == mime_type
-        assert mime_type != "image/png" or sizes == f"{facts.width}x{facts.height}"
+        size = "any" if "svg" in mime_type else f"{facts.width}x{facts.height}"
+        assert (facts.mime_type, size) == (mime_type, sizes)
 
 
 def operations_of(document: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -14833,7 +14839,7 @@ def test_the_openapi_document_is_valid_and_has_every_route(server):
     names = [operation["operationId"] for operation in operations]
     assert len(set(names)) == len(names)
     assert not [name for name in names if re.match(r"(get|post|put|patch|delete)_\1|<", name)]
-    assert all(operation["summary"] for operation in operations)
+    assert [each for each in operations if not each["summary"]] == []
 
 
 def test_the_openapi_documents_examples_are_what_its_schemas_take(server):
@@ -15096,7 +15102,9 @@ def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, 
 
 
 def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
-    assert "key=" not in start().log
+    running = start()
+    wait_until(lambda: "upload a picture" in running.log)
+    assert "key=" not in running.log
     terminal, own = os.openpty()
     command = [sys.executable, BYTECODE, "--storage_dir", tmp_path / "album", "--port", "0"]
     environment = {**BARE_ENVIRONMENT, **SECRETS}
@@ -15713,7 +15721,7 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
     browser.see("document.querySelectorAll('.tile').length === 3")
     stored = [file.read_bytes() for file in user.files()]
     assert sorted(stored) == sorted([large, recording, fresh])
-    with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db:
+    with server.index() as db:
         told = "".join(text for (text,) in db.execute("SELECT metadata FROM upload"))
     parts = [base64.b64encode(name).decode() in told for name in (b"new.png", b"a.wav")]
     assert parts == [True, False], "what is small is sent at once"
@@ -16481,9 +16489,9 @@ def filled(start) -> Server:
     words = {"email": EMAIL, "password": "12345678"}
     status, user = running.call("POST", REGISTER, words)
     assert status == 201
-    body, content_type = form("own.png", png(), name="own")
-    headers = {**bearer(user_id=user["id"]), "Content-Type": content_type}
-    assert running.request("POST", MEDIA, body, headers).status == 201
+    headers = bearer(user_id=user["id"])
+    made = running.send_file("POST", MEDIA, png(), "own.png", headers=headers, name="own")
+    assert made.status == 201
     return running
 
 
@@ -16662,7 +16670,7 @@ def test_a_backup_has_the_good_copy_of_what_rots_and_the_new_one_of_what_is_edit
     good = (filled.storage / "2025/same.png").read_bytes()
     edited.write_bytes(png(8, 8))
     rot(scanned)
-    with contextlib.closing(sqlite3.connect(filled.data / "index.sqlite3")) as index, index:
+    with filled.index() as index:
         values = (scanned.stat().st_ctime, "2024/scanned é.png".encode())  # rot changes no ctime
         index.execute("UPDATE file SET ctime = ? WHERE path = ?", values)
     second = make_backup(filled, place)
@@ -16956,7 +16964,7 @@ def test_the_trash_empties_itself_after_trash_days(start):
         assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
         entities.patch(item["id"], is_deleted=True)
     running.stop()
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as index, index:
+    with running.index() as index:
         ago = time.time() - 3 * 86400
         index.execute("UPDATE media SET updated_at = ? WHERE id = ?", (ago, records[0]["id"]))
         sql = "UPDATE entity_version SET updated = ? WHERE id = ?"
@@ -17232,7 +17240,7 @@ def test_uploads_reach_the_server_while_they_are_sent(behind):
 
 def test_many_logins_are_429_and_many_reads_are_not(behind):
     site = behind.site
-    assert 429 in {site.request("POST", LOGIN, b"{}").status for _ in range(45)}
+    wait_until(lambda: site.request("POST", LOGIN, b"{}").status == 429)
     assert {site.get("/health").status for _ in range(50)} == {200}
     assert 429 not in {site.get("/api/auth/profile/").status for _ in range(50)}
 
@@ -17405,10 +17413,9 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
                 assert way.get(target, **fields).status == (502 if way is site else 301)
             assert way.get(f"/?token={secret}", Host="evil.example").status == 421
-        login = f"/api/auth/login/?token={secret}"
-        assert 429 in {site.request("POST", login).status for _ in range(45)}
-        log = tmp_path / "access.log"
-        wait_until(lambda: log.read_text().count("\n") == 61, "the last lines of the log")
+        log, login = tmp_path / "access.log", f"/api/auth/login/?token={secret}"
+        wait_until(lambda: site.request("POST", login).status == 429)
+        wait_until(lambda: 'HTTP/1.1" 429 ' in log.read_text(), "the last line of the log")
     assert re.search(r'"GET /upload HTTP/1.1" 502 \d+ "https://.*/gallery" "', log.read_text())
     hidden = {*re.findall(r'"GET /(\w+)/- HTTP/1.1"', log.read_text())}
     assert hidden == {"s", "files", "shares"}
@@ -17453,9 +17460,16 @@ def test_thirty_requests_at_a_time_pass_and_three_hundred_that_are_held_do_not(
 )  # fmt: skip
 def test_an_ipv6_client_counts_by_its_64(tmp_path, certificate, limited, client):
     with before_a_listener(tmp_path, certificate) as (site, _):
-        sources = [{AS_CLIENT: client.format(number + 1)} for number in range(40)]
-        statuses = {site.request("POST", LOGIN, b"{}", source).status for source in sources}
-    assert statuses == ({204, 429} if limited else {204})
+        numbers = itertools.cycle(range(1, 251))
+
+        def ask() -> int:
+            source = {AS_CLIENT: client.format(next(numbers))}
+            return site.request("POST", LOGIN, b"{}", source).status
+
+        if limited:
+            wait_until(lambda: ask() == 429)
+        else:
+            assert {ask() for _ in range(40)} == {204}
 
 
 # -- systemd
@@ -17800,7 +17814,7 @@ def test_a_site_that_nginx_refuses_is_rolled_back_and_one_changed_by_hand_stays(
     machine.broken.touch()
     machine.setup("--domain", "other.example.org", status=1)
     assert machine.site.read_text() == before
-    assert not any("nginx" in call for call in machine.called() if "systemctl" in call)
+    assert [call for call in machine.called() if re.search("systemctl.*nginx", call)] == []
     machine.broken.unlink()
     machine.site.write_text(before + "# mine\n")
     assert "changed by hand" in machine.setup("--port", "9000")
