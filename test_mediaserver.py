@@ -267,7 +267,7 @@ SECRETS = {
     "MEDIA_SERVER_SECRET": UPLOAD_SECRET,
     "JWT_SIGNING_KEY": JWT_KEY,
 }
-SETTING_NAMES = {name.upper() for name, _, _ in ms.Settings.table()}
+SETTING_NAMES = {name.upper() for name in ms.SETTINGS}
 BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SETTING_NAMES}
 
 
@@ -696,13 +696,9 @@ SAMPLE_TEXTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "default", "how"), [pytest.param(*row, id=row[0]) for row in ms.Settings.table()]
-)
-def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(
-    settings_of, name, default, how
-):
-    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(default, kind)]
+@pytest.mark.parametrize(("name", "how"), ms.SETTINGS.items(), ids=ms.SETTINGS)
+def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(settings_of, name, how):
+    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(how.default, kind)]
     text = SAMPLE_SETTINGS.get(name) or fitting[0]
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     for spelled in {name, name.replace("_", "-"), name.replace("_", "-", 1)}:
@@ -1043,7 +1039,7 @@ def test_help_explains_every_setting_and_command(tmp_path):
     ended = run_program("--help", cwd=tmp_path)
     assert ended.returncode == 0
     words = " ".join(ended.stdout.split())
-    for name, _, how in ms.Settings.table():
+    for name, how in ms.SETTINGS.items():
         told = [name.upper()] if how.secret else [f"--{name}", how.help]
         assert [each for each in told if each not in words] == []
     assert [name for name in ms.COMMANDS if name not in words] == []
@@ -1344,14 +1340,14 @@ def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str],
 def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
     key = ms.derive_key("secret", "file url")
     signature, expires = ms.sign_until(key, "a-b", int(NOW)), str(int(NOW))
-    assert ms.verify_until(key, "a-b", expires, signature, NOW)
-    assert not ms.verify_until(key, "a-b", expires, signature, NOW + 1)
-    assert not ms.verify_until(key, "a-c", expires, signature, NOW)
-    assert not ms.verify_until(key, "a-b", str(int(NOW) + 9), signature, NOW)
-    assert not ms.verify_until(key, "a-b", "1e99", signature, NOW)
-    assert not ms.verify_until(key, "a-b", expires, "é\ud800", NOW)
+    assert ms.verify_until(key, "a-b", (expires, signature), NOW)
+    assert not ms.verify_until(key, "a-b", (expires, signature), NOW + 1)
+    assert not ms.verify_until(key, "a-c", (expires, signature), NOW)
+    assert not ms.verify_until(key, "a-b", (str(int(NOW) + 9), signature), NOW)
+    assert not ms.verify_until(key, "a-b", ("1e99", signature), NOW)
+    assert not ms.verify_until(key, "a-b", (expires, "é\ud800"), NOW)
     other = ms.derive_key("secret", "page url")
-    assert not ms.verify_until(other, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(other, "a-b", (expires, signature), NOW)
 
 
 # --- Passwords
@@ -1779,7 +1775,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     value = ms.sign_view(principal, KEYS.view_key, NOW)
 
     def found(cookies: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal:
-        return ms.find_principal(None, None, keys, now, None, cookies)
+        return ms.find_principal(None, None, keys, now, cookies=cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
     seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
@@ -1789,8 +1785,8 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(good, keys=auth_config("changed", KEYS_SECRET)) == ms.ANONYMOUS
     assert found(good, keys=auth_config("owner's key", "changed")) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
-    assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
-    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, None, good) == ms.OWNER
+    assert ms.find_principal(None, token, KEYS, NOW, cookies=good) == ms.UPLOADER
+    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, cookies=good) == ms.OWNER
 
 
 @pytest.mark.parametrize(
@@ -1798,20 +1794,20 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
 )
 def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
     cookies = "mediaserver_view=" + value.format(ms.sign_view(ms.OWNER, KEYS.view_key, NOW))
-    assert ms.find_principal(None, None, KEYS, NOW, None, cookies) == ms.ANONYMOUS
+    assert ms.find_principal(None, None, KEYS, NOW, cookies=cookies) == ms.ANONYMOUS
 
 
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
-    cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
-    principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = auth_config("a", "b")
-    assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
+    keys, token = auth_config(public_key=KEYS.public_key), f"Bearer {es256(FOREIGN)}"
+    principal = ms.find_principal(token, None, keys, NOW)
+    keys.public_key = None
+    assert ms.find_principal(token, None, keys, NOW + 59) == principal
     with pytest.raises(ms.HTTPError):
-        ms.find_principal(token, None, keyless, NOW + 60, cache)
+        ms.find_principal(token, None, keys, NOW + 60)
 
 
 def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
-    cache = ms.TokenCache()
+    fresh = auth_config(public_key=KEYS.public_key)
     tokens = {
         name: f"Bearer {text}"
         for name, text in {
@@ -1821,18 +1817,18 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     }  # fmt: skip
     tokens["basic"] = "Basic eDp5"
 
-    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal | None:
-        return ms.recall_principal(tokens.get(name), "", keys, cache, now)
+    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = fresh) -> ms.Principal | None:
+        return ms.recall_principal(tokens.get(name), "", keys, now)
 
     assert recall("foreign") is None  # not seen yet
-    given = {name: ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+    given = {name: ms.find_principal(tokens[name], None, fresh, NOW)
              for name in ("foreign", "account", "owner")}  # fmt: skip
     assert (recall("foreign"), recall("owner")) == (given["foreign"], given["owner"])
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
     view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
-    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
+    assert ms.recall_principal(None, view, fresh, NOW) is None  # it may have been ended
     demo = auth_config(auth_disabled="true")
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -2150,7 +2146,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
     settings = settings_of(f"--storage_dir={tmp_path}", "--read_auth_enabled=true")
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
-        once = scoped("read", uses=1, key=app.keys.scoped_key)
+        once = scoped("read", uses=1, key=app.auth.scoped_key)
         application = ms.Dispatcher(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
         running.port = running.socket.getsockname()[1]
@@ -3349,7 +3345,7 @@ def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
     ],
 )  # fmt: skip
 def test_lists_of_entities_go_by_indexes(index, filters, by):
-    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, 0))
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", limit=10, offset=0))
     assert by in count
     assert by in page
     assert "TEMP B-TREE" not in page
@@ -3464,7 +3460,7 @@ def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
 def test_the_index_is_written_ahead_and_waits_for_the_disk_where_it_must(index):
     assert index.read("PRAGMA journal_mode").fetchone() == ("wal",)
     modes = [
-        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable)
+        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable=durable)
         for durable in (True, False, True)
     ]
     assert modes == [2, 1, 2]  # FULL, NORMAL
@@ -3557,7 +3553,7 @@ def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
         file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
         index.write(functools.partial(index.files.put, file=file, asset=asset))
         if made is not None:
-            index.assets.set_thumbnail(asset.sha256, made)
+            index.assets.set_thumbnail(asset.sha256, made=made)
 
     def waiting() -> list[str]:
         found = index.assets.without_thumbnail(["image"], 9, "")
@@ -4393,11 +4389,11 @@ def test_an_object_gets_no_other_name(bucket):
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    request = ms.S3Request("GET", "family", "a.png")
+    request, answer = ms.S3Request("GET", "family", "a.png"), ms.S3Answer(200, {}, b"", None, None)
     for fine in (200, 206):
-        ms.check_answer(request, ms.S3Answer(fine, {}, b""))
+        ms.check_answer(request, answer._replace(code=fine))
     with pytest.raises(OSError) as caught:
-        ms.check_answer(request, ms.S3Answer(code, {}, body))
+        ms.check_answer(request, answer._replace(code=code, body=body))
     assert caught.value.errno == error
 
 
@@ -4440,7 +4436,7 @@ def no_delete(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def test_an_object_of_another_program_survives_a_note_about_its_name(store, bucket, tmp_path):
     store.put("a.png", b"theirs")
-    bucket._write_note(ms.ObjectNote("a.png", 7))
+    bucket._write_note("a.png", 7)
     bucket.recover(lambda name: False)
     assert read_from(bucket, "a.png") == b"theirs"
     assert not files_below(tmp_path)
@@ -4496,12 +4492,12 @@ def stop_host(thumbnails, host):
 
 
 def thumbnails_in(path, processes=None, kind=ms.Thumbnails):
-    """Thumbnails whose two shelves lie in one folder."""
+    """Thumbnails whose two caches lie in one folder."""
     path.mkdir(exist_ok=True)
     made = kind(processes)
     folder = ms.Folder("library", path, make=True, buffers=ms.WriteBuffers())
     cache = ms.PreviewCache(folder, "previews/", 1 << 30, made.preview_bytes)
-    made.place(ms.Shelf(folder, "public/"), ms.Shelf(folder, "private/"), cache)
+    made.set_caches(ms.ImageCache(folder, "public/"), ms.ImageCache(folder, "private/"), cache)
     return made
 
 
@@ -4520,7 +4516,7 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     thumbnails.remove(sha256)
     if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    return Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256)))
+    return Image.open(io.BytesIO(thumbnails.caches[0].read(sha256)))
 
 
 def try_thumbnail(
@@ -4877,7 +4873,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
     quadrants(pillow).save(tmp_path / name, **secret)
     assert make(thumbnails, tmp_path / name) is not None
-    png = thumbnails.shelves[0].read(SHA)
+    png = thumbnails.caches[0].read(SHA)
     kinds, at = set(), 8
     while at < len(png):
         length, kind = struct.unpack_from(">I4s", png, at)
@@ -5128,7 +5124,7 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
 def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, monkeypatch, pillow):
     go = tmp_path / "go"
 
-    def tell(source, target, job, formats, ffmpeg):
+    def tell(source, target, job, decoders):
         while job.ahead and not go.exists():
             time.sleep(0.01)
         told = b"%d" % os.sched_getscheduler(0)
@@ -5142,7 +5138,7 @@ def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, mon
     def told(*, ahead: bool) -> int:
         thumbnails.remove(SHA)
         assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
-        return int(thumbnails.shelves[0].read(SHA))
+        return int(thumbnails.caches[0].read(SHA))
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(told, ahead=True)
@@ -5167,8 +5163,9 @@ def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     os.kill(host, signal.SIGKILL)
     os.waitpid(host, 0)
-    thumbnails._deaths.clear()
-    wait_until(lambda: thumbnails.available and thumbnails.restarts[0])  # its decoders end first
+    thumbnails._crashes.clear()
+    # Its decoders end first
+    wait_until(lambda: thumbnails.ensure_host() and thumbnails.restarts[0])
     wait_until(lambda: make(thumbnails, tmp_path / "a.jpg"))
     assert thumbnails.restarts[0] == 1
     assert "started again" in capsys.readouterr().err
@@ -5186,7 +5183,7 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
             os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
-    assert [thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3)] == [True] * 3
+    assert [thumbnails.caches[0].exists(f"{number:064x}") for number in range(3)] == [True] * 3
     stop_host(thumbnails, host)
 
 
@@ -5209,7 +5206,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
     bare.start()
     assert bare.description.startswith("none; for images install Pillow")
     assert not bare.can_make("image", "image/jpeg")
-    assert not bare.available
+    assert not bare.ensure_host()
 
 
 def test_pillow_is_found_but_not_imported_by_the_server():
@@ -5234,7 +5231,7 @@ def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path
     thumbnails = thumbnails_in(tmp_path)
     fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
     thumbnails.recover()
-    assert not thumbnails.shelves[0].exists(SHA)
+    assert not thumbnails.caches[0].exists(SHA)
     assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
@@ -5412,8 +5409,10 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     is_new = functools.partial(index.files.is_empty, "library")
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
-    shelves = [ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")]
-    thumbnails.place(*shelves, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes))
+    caches = [ms.ImageCache(folder, f".thumbnails/{name}") for name in ("", "private/")]
+    thumbnails.set_caches(
+        *caches, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes)
+    )
     renditions = ms.Renditions(index, [folder], thumbnails)
     scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
     yield Scanning(index, folder, thumbnails, renditions, scanner, path)
@@ -5523,7 +5522,7 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
         assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
     assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
     assert not list((decoding.path / ".thumbnails").rglob("*.png"))
-    decoding.thumbnails._deaths.clear()
+    decoding.thumbnails._crashes.clear()
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
@@ -5544,7 +5543,7 @@ def test_a_picture_that_cannot_be_read_keeps_no_other_one_from_its_thumbnail(
 def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
-    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_DEATHS)]
+    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_CRASHES)]
     assert outcomes[-2:] == [ms.Outcome.FAILED, ms.Outcome.IMPOSSIBLE]
     assert decoding.states()["a.png"] == 0
 
@@ -5787,7 +5786,7 @@ def test_a_backoff_ends_at_an_hour():
 
 def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
     file, asset = decoding.index.files.get("library", "a.png")
-    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    decoding.index.assets.set_thumbnail(asset.sha256, made=False)
     assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
     assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
     fill(decoding.path, {"b.png": png(9, 9)})
@@ -5825,10 +5824,10 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
 
     monkeypatch.setattr(scanning.folder, "is_missing", is_missing)
     monkeypatch.setattr(ms, "LOOK_SECONDS", 0.05)
-    assert watcher.look() == ms.Sight(hangs=True)
+    assert watcher.look() == ms.FolderStatus(hangs=True)
     monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
     threading.Timer(0.05, go.set).start()
-    assert watcher.look() == ms.Sight(missing=True)
+    assert watcher.look() == ms.FolderStatus(missing=True)
     assert begun == [True], "both have had the same look"
 
 
@@ -7862,15 +7861,15 @@ def test_a_wal_that_its_processes_left_to_each_other_is_folded_in(tmp_path):
         for part in tmp_path.glob("index*"):
             shutil.copy(part, left)
     assert (left / "index-wal").stat().st_size
-    ms.fold_wal_in(left / "index")
+    ms.checkpoint_index(left / "index")
     assert not (left / "index-wal").exists()
     with contextlib.closing(ms.Index(left / "index", query_only=True)) as index:
         assert index.get_meta("key") == "value"
-    ms.fold_wal_in(tmp_path / "none" / "index")  # as after a disk that went
+    ms.checkpoint_index(tmp_path / "none" / "index")  # as after a disk that went
 
 
 def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
         facts = ms.Facts("image", "image/png", "png")
         asset = ms.Asset("0" * 64, 1, facts)
         own = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
@@ -7884,8 +7883,8 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
         assert changes(lambda db: index.files.put(db, own, asset))
         assert changes(lambda db: index.files.put(db, own._replace(mtime_ns=9), asset))
         assert not changes(lambda db: index.files.put(db, own._replace(root="images"), asset))
-        index.failures.begin("attempt", {"name": 5}, 0.0)
-        index.assets.set_thumbnail(asset.sha256, True)
+        index.login_failures.begin("attempt", {"name": 5}, 0.0)
+        index.assets.set_thumbnail(asset.sha256, made=True)
         assert not changes(lambda db: index.users.add(db, an_account(), 0.0))
         assert changes(lambda db: index.files.remove(db, "library", own.path))
 
@@ -7893,7 +7892,7 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
 def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_path):
     made = Counter()
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
         listing = ms.Listing(tmp_path)
 
         def ask(key: str) -> None:
@@ -7920,8 +7919,8 @@ def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_
 
 
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
-        failures, limits, later, now = index.failures, {"name": 2}, 2e9, 1e9
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
+        failures, limits, later, now = index.login_failures, {"name": 2}, 2e9, 1e9
         for number in range(2):
             assert failures.begin(f"{number}", limits, later)
             failures.end(f"{number}", None)
@@ -11971,11 +11970,14 @@ def test_other_facts_of_a_content_are_those_of_its_entities_and_their_versions(e
 
         set_facts(facts._replace(mime_type="image/changed", extension="changed"))
         filters = {"mime_type": "image/changed", "extension": "changed"}
-        pages = [index.entities.page(version, filters, "", 10, 0) for version in (None, 1, 2)]
+        pages = [
+            index.entities.page(version, filters, "", limit=10, offset=0)
+            for version in (None, 1, 2)
+        ]
         assert [([key for key, _ in chosen], count) for chosen, count in pages] == [
             ([item["id"]], 1)] * 3  # fmt: skip
         set_facts(facts)
-        assert index.entities.page(None, filters, "", 10, 0) == ([], 0)
+        assert index.entities.page(None, filters, "", limit=10, offset=0) == ([], 0)
 
 
 def test_the_same_content_is_a_conflict_that_names_md5_and_entity(entities):
@@ -18539,7 +18541,7 @@ def readme() -> str:
     return (HERE / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in ms.Settings.table()])
+@pytest.mark.parametrize("name", ms.SETTINGS)
 def test_every_setting_is_in_the_readme(readme, name):
     assert re.search(rf"`({name.upper()}|--{name})`", readme)
 
@@ -18559,7 +18561,7 @@ def test_every_command_is_in_the_readme(readme, name):
 def test_the_example_of_a_dotenv_names_real_settings_with_values_that_parse():
     text = (HERE / ".env.example").read_text("utf-8")
     named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
-    table = {name.upper(): how for name, _, how in ms.Settings.table()}
+    table = {name.upper(): how for name, how in ms.SETTINGS.items()}
     assert named
     assert {name for name in named if not table[name].environment} == set()
     assert named >= {"MEDIA_SERVER_SECRET", "AUTH_TOKEN", "STORAGE_DIR"}
