@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 48       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 49       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Dispatcher.finish
 # upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
