@@ -9083,10 +9083,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
     length = _parse_content_length(headers)
     chunked = _parse_transfer_encoding(headers, version)
     return RequestHead(
-        *("", "", "", ""),
-        version=version,
-        headers=headers,
-        host=_parse_host(headers, version),
+        "", "", "", "", version, headers, _parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
         content_length=length,
         chunked=chunked,
@@ -9094,7 +9091,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
-    )
+    )  # fmt: skip
 
 
 _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.lru_cache(256)(
@@ -15281,11 +15278,11 @@ def format_limit(app: App, upload: OpenUpload) -> str:
 
 def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     """Return how far an upload is, in the words of both protocols."""
-    name = "Upload-Defer-Length" if upload.length is None else "Upload-Length"
+    length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
     return {
         "Upload-Offset": str(upload.received),
         "Upload-Complete": f"?{upload.answer is not None:d}",
-        name: "1" if upload.length is None else str(upload.length),
+        **(length or {"Upload-Defer-Length": "1"}),
         "Upload-Expires": format_date(upload.expires_at),
         "Upload-Limit": format_limit(app, upload),
         **NO_STORE,
