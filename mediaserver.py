@@ -15429,8 +15429,7 @@ PREVIEW_QUERY = (
 )
 
 
-@SYSTEM.route("GET", "/preview/{sha256}", READ,
-    {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/preview/{sha256}", READ, {200: "preview"}, query=PREVIEW_QUERY)
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """Get a picture for browsers, within a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
