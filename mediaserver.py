@@ -3387,7 +3387,7 @@ class Format(NamedTuple):
     mime_type: str
     others: str = ""  # extensions of such files
     uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
-    start: bytes = b""  # a pattern; none where `probe` has another way, or a parser tells
+    start: bytes = b""  # a pattern; none where `sniff` has another way, or the parser tells
     parse: Callable[[_Span, _Draft], None] = lambda file, draft: None
 
 
@@ -9096,10 +9096,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
     length = _parse_content_length(headers)
     chunked = _parse_transfer_encoding(headers, version)
     return RequestHead(
-        *("", "", "", ""),
-        version=version,
-        headers=headers,
-        host=_parse_host(headers, version),
+        "", "", "", "", version, headers, _parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
         content_length=length,
         chunked=chunked,
@@ -9107,7 +9104,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
-    )
+    )  # fmt: skip
 
 
 _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.lru_cache(256)(
@@ -15280,11 +15277,11 @@ def format_limit(app: App, upload: OpenUpload) -> str:
 
 def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     """Return how far an upload is, in the words of both protocols."""
-    name = "Upload-Defer-Length" if upload.length is None else "Upload-Length"
+    length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
     return {
         "Upload-Offset": str(upload.received),
         "Upload-Complete": f"?{upload.answer is not None:d}",
-        name: "1" if upload.length is None else str(upload.length),
+        **(length or {"Upload-Defer-Length": "1"}),
         "Upload-Expires": format_date(upload.expires_at),
         "Upload-Limit": format_limit(app, upload),
         **NO_STORE,
@@ -15438,8 +15435,7 @@ PREVIEW_QUERY = (
 )
 
 
-@SYSTEM.route("GET", "/preview/{sha256}", READ,
-    {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/preview/{sha256}", READ, {200: "preview"}, query=PREVIEW_QUERY)
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """Get a picture for browsers, within a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
