@@ -3693,6 +3693,14 @@ def test_a_start_leaves_what_another_server_receives_in_a_folder_of_this_one(tmp
     incoming.discard()
 
 
+def test_a_mark_of_what_is_deleted_already_takes_no_later_file_of_that_name(tmp_path):
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    mark = f".incoming/{'ab' * 16}.{ms.mark_of('a.png')}"
+    fill(tmp_path, {mark: b"what was deleted", "a.png": b"the owner's"})
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == {"a.png"}
+
+
 def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
     tmp_path, monkeypatch
 ):
@@ -7130,14 +7138,15 @@ def close_bare(server: ms.Server) -> None:
 
 
 @pytest.fixture
-def bare_server(monkeypatch):
-    """A patient Server in this process, around an EchoService."""
+def bare_server(request, monkeypatch):
+    """A patient Server in this process, around an EchoService; its parameter is how patient."""
     set_patience(monkeypatch, DEADLINE)
     for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.socket.getsockname()[1]
-    thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
+    poll_interval = getattr(request, "param", 0.05)
+    thread = threading.Thread(target=bare.serve_forever, args=(poll_interval,))
     thread.start()
     yield bare
     bare.service.going_on.set()
@@ -7304,6 +7313,17 @@ def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
         wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(get_line("/a"))
         assert other.answer().body == b"/a"
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
+@pytest.mark.parametrize("bare_server", [2 * DEADLINE], indirect=True)
+def test_what_follows_a_body_waits_behind_none_that_is_held_up(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(post("/a", 1) + b"x" + get_line("/b"))
+        assert [other.answer().body for _ in range(2)] == [b"/ax", b"/b"]
         bare_server.service.going_on.set()
         assert held_up.answer().body == b"/wait"
 
@@ -7622,6 +7642,19 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
     set_patience(monkeypatch, 0.1)
     with Raw(bare_server) as raw:
         assert raw.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("may_wait", "state", "count"),
+    [(False, ms.State.SENDING, ms.FAIR_SENDS), (True, ms.State.IDLE, 10)],
+)
+def test_in_the_selectors_thread_one_answer_does_not_keep_others_waiting(may_wait, state, count):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = ms.Connection(ours, "peer", None)
+        connection.segments = iter([b"abc"] * 10)
+        assert connection.send(may_wait=may_wait) is state
+        assert theirs.recv(100) == b"abc" * count
 
 
 @pytest.mark.parametrize("at_hand", [True, False])
