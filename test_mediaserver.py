@@ -5853,6 +5853,15 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+def test_threads_are_at_most_a_batch_in_front_of_what_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ms, "SCAN_BATCH", 3)
+    taken = list[int]()
+    squares = ms.in_threads(lambda n: n * n, (taken.append(n) or n for n in range(10)), 2)
+    assert next(squares) == 0
+    assert taken == [0, 1, 2, 3]
+    assert list(squares) == [n * n for n in range(1, 10)]
+
+
 @pytest.mark.parametrize(("pause", "waits"), [
     (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
     (7, [7, 5, 7, 7, 5, 7]),
