@@ -9689,7 +9689,7 @@ def parse_upload_head(headers: Headers) -> UploadHead:
         offset=_parse_bytes(headers, "upload-offset"),
         completes=not is_tus and bool(completes),
         checksum=_parse_checksum(headers.get("upload-checksum")) if is_tus else None,
-        draft=draft if draft in DRAFT_VERSIONS and not is_tus else "",
+        draft=draft if draft in DRAFT_VERSIONS else "",
     )
 
 

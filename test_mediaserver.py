@@ -3710,6 +3710,14 @@ def test_a_start_leaves_what_another_server_receives_in_a_folder_of_this_one(tmp
     incoming.discard()
 
 
+def test_a_mark_of_what_is_deleted_already_takes_no_later_file_of_that_name(tmp_path):
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    mark = f".incoming/{'ab' * 16}.{ms.mark_of('a.png')}"
+    fill(tmp_path, {mark: b"what was deleted", "a.png": b"the owner's"})
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == {"a.png"}
+
+
 def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
     tmp_path, monkeypatch
 ):
@@ -5849,6 +5857,15 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+def test_threads_are_at_most_a_batch_in_front_of_what_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ms, "SCAN_BATCH", 3)
+    taken = list[int]()
+    squares = ms.in_threads(lambda n: n * n, (taken.append(n) or n for n in range(10)), 2)
+    assert next(squares) == 0
+    assert taken == [0, 1, 2, 3]
+    assert list(squares) == [n * n for n in range(1, 10)]
+
+
 @pytest.mark.parametrize(("pause", "waits"), [
     (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
     (7, [7, 5, 7, 7, 5, 7]),
@@ -7163,14 +7180,15 @@ def close_bare(server: ms.Server) -> None:
 
 
 @pytest.fixture
-def bare_server(monkeypatch):
-    """A patient Server in this process, around an EchoService."""
+def bare_server(request, monkeypatch):
+    """A patient Server in this process, around an EchoService; its parameter is how patient."""
     set_patience(monkeypatch, DEADLINE)
     for name, value in {"MAX_IN_FLIGHT": 2, "LAST_REQUEST_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.socket.getsockname()[1]
-    thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
+    poll_interval = getattr(request, "param", 0.05)
+    thread = threading.Thread(target=bare.serve_forever, args=(poll_interval,))
     thread.start()
     yield bare
     bare.service.going_on.set()
@@ -7341,6 +7359,17 @@ def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
         assert held_up.answer().body == b"/wait"
 
 
+@pytest.mark.parametrize("bare_server", [2 * DEADLINE], indirect=True)
+def test_what_follows_a_body_waits_behind_none_that_is_held_up(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(post("/a", 1) + b"x" + get_line("/b"))
+        assert [other.answer().body for _ in range(2)] == [b"/ax", b"/b"]
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
@@ -7412,23 +7441,23 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
         assert {raw.answer().status for raw in slow} == {200}
 
 
-def test_shares_are_counted_for_each_client_and_forgotten_with_the_last():
-    shares = ms.Shares("things", 3, 2)
+def test_what_is_bounded_is_counted_for_each_client_and_forgotten_with_the_last():
+    limit = ms.ClientLimit("things", 3, 2)
 
     def refused(client: str) -> int:
         with pytest.raises(ms.HTTPError) as error:
-            shares.take(client)
+            limit.acquire(client)
         return error.value.status
 
     for client in "aab":
-        shares.take(client)
+        limit.acquire(client)
     assert [refused("a"), refused("b"), refused("c")] == [429, 503, 503]
-    shares.give_back("a")
-    shares.take("a")
+    limit.release("a")
+    limit.acquire("a")
     assert refused("a") == 429
     for client in "aab":
-        shares.give_back(client)
-    assert (shares._all, shares._clients) == (0, {})
+        limit.release(client)
+    assert (limit._all, limit._clients) == (0, {})
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
@@ -7638,6 +7667,29 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
     set_patience(monkeypatch, 0.1)
     with Raw(bare_server) as raw:
         assert raw.is_closed()
+
+
+def test_a_file_is_sent_by_threads_alone_whose_waiting_for_the_disk_is_nobody_elses(
+    bare_server, monkeypatch, tmp_path
+):
+    service, real, senders = bare_server.service, ms.Connection._send_slice, set[str]()
+    service.path, service.size = tmp_path / "large", 16 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
+
+    def send_slice(connection: ms.Connection, segment: ms.FileSlice) -> ms.FileSlice | None:
+        senders.add(threading.current_thread().name.partition("-")[0])
+        return real(connection, segment)
+
+    monkeypatch.setattr(ms.Connection, "_send_slice", send_slice)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        raw._take_to(b"\r\n\r\n")
+        left = service.size - len(raw.received)
+        while left:
+            left -= len(raw.socket.recv(1 << 20))
+    assert senders == {"short", "answer"}
 
 
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
