@@ -5714,11 +5714,11 @@ class Tree:
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:
-        """Return whether anything but folders is there, of what `walk` goes through."""
+        """Return whether anything but folders is there, of what `walk` goes through or hides."""
         folders, excluded = [os.fsencode(below)], self._excluded()
         while folders:
             with contextlib.suppress(OSError):
-                for path in self._entries(folders.pop(), excluded):
+                for path in self._entries(folders.pop(), excluded, hidden=True):
                     if not path.endswith(b"/"):
                         return True
                     folders.append(path)
@@ -5766,10 +5766,16 @@ class Tree:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-    def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the paths in a folder that may be shown; those of folders end with `/`."""
+    def _entries(
+        self, path: bytes, excluded: Set[tuple[int, int]], *, hidden: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the paths in a folder that may be shown; those of folders end with `/`.
+
+        Nothing where NO_MEDIA lies, unless `hidden` or in the root, which somebody asked for.
+        """
         with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
-            if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
+            is_shown = hidden or not path or not Place(folder, NO_MEDIA).exists()
+            if not is_shown or inode(os.fstat(folder)) in excluded:
                 return
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -7837,8 +7843,9 @@ def limit_process() -> None:
     with contextlib.suppress(OSError):  # no /proc, as on macOS, which has no such limit either
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits[resource.RLIMIT_AS] = mapped + DECODE_MEMORY
-    for name, limit in limits.items():
-        resource.setrlimit(name, (limit, limit))
+    for name, limit in limits.items():  # a lower one, as of a container, stays
+        lowest = min({limit, resource.getrlimit(name)[1]} - {resource.RLIM_INFINITY})
+        resource.setrlimit(name, (lowest, lowest))
 
 
 def write_renditions(source: BinaryIO, target: BinaryIO, job: Job, decoders: Decoders) -> None:
@@ -12457,7 +12464,8 @@ class Content(NamedTuple):
         if self.sha256:
             headers |= {"ETag": self.etag, "Accept-Ranges": "bytes"}
         if self.last_modified is not None:
-            headers["Last-Modified"] = format_date(self.last_modified)
+            modified = min(self.last_modified, time.time())  # never after Date (§8.8.2.1)
+            headers["Last-Modified"] = format_date(modified)
         if self.vary or self.mime_type == JSON_TYPE:
             headers["Vary"] = self.vary or "Accept-Encoding"
         if self.mime_type == "image/svg+xml":

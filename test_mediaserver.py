@@ -5103,6 +5103,22 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     stop_host(thumbnails, host)
 
 
+def test_a_server_with_less_memory_than_a_decoder_may_take_makes_thumbnails(tmp_path, pillow):
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit")
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+    resource.prlimit(host, resource.RLIMIT_AS, (ms.DECODE_MEMORY, ms.DECODE_MEMORY))
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(make, thumbnails, tmp_path / "a.jpg")
+        try:
+            assert made.result(DEADLINE) is not None
+        finally:  # a decoder that ends before it has taken its job would be forked for ever
+            thumbnails.is_over = True
+    stop_host(thumbnails, host)
+
+
 def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
     quadrants(pillow).save(tmp_path / "a.jpg")
 
@@ -8710,6 +8726,17 @@ def test_conditions_are_kept_as_rfc_9110_says(server, served, status, headers):
         assert answer.headers["Content-Type"] is None
 
 
+def test_no_file_was_modified_after_its_answer_was_sent(start, tmp_path, pillow):
+    content = png()
+    fill(tmp_path / "pictures", {"future.png": content})
+    os.utime(tmp_path / "pictures" / "future.png", (4e9, 4e9))
+    running = start()
+    running.scanned()
+    for path in ("image", "thumbnail"):
+        headers = running.get(f"/{path}/{sha256(content)}").headers
+        assert ms.parse_date(headers["Last-Modified"]) <= ms.parse_date(headers["Date"])
+
+
 @pytest.mark.parametrize("path", ["NAME", "/image/HASH", "/media", "/list", "/health", "/"])
 def test_head_says_what_get_says_without_the_body(server, served, path):
     path = path.replace("NAME", served[0]).replace("HASH", sha256(served[1]))
@@ -9497,6 +9524,25 @@ def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
     running = start()
     running.scanned()
     assert names(running) == {"sub/yes.png"}
+
+
+def test_what_nomedia_hides_is_hidden_though_nothing_else_is_there(start, tmp_path):
+    fill(tmp_path / "pictures", {"quiet/a.png": png()})
+    running = start()
+    running.scanned()
+    assert names(running) == {"quiet/a.png"}
+    (running.storage / "quiet/.nomedia").touch()
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == set()
+
+
+def test_nomedia_in_the_storage_folder_itself_hides_nothing(start, tmp_path):
+    fill(tmp_path / "pictures", {".nomedia": b"", "a.png": png()})
+    running = start()
+    running.scanned()
+    made = running.upload(png()).json["filename"]
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == {"a.png", f"media/{made}"}
 
 
 def test_thumbnails_of_private_pictures_lie_apart(start):
