@@ -8923,50 +8923,31 @@ _REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 _FIELD_LINE = re.compile(rf"^({_TOKEN}):([\t\x20-\x7e\x80-\xff]*)(?:\r\n|\Z)", re.MULTILINE)
 
 
-class Headers:
-    """The header fields of a message: immutable, in order, found by lower-case name.
-
-    Values are the field's bytes as Latin-1, without the white space around them.
-
-    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ").get("accept")
-    'a, b'
-    """
-
-    __slots__ = ("_pairs", "_values", "get")
-
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple([(name.lower(), value.strip(" \t")) for name, value in pairs])
-        self._values = dict(self._pairs)
-        if len(self._values) != len(self._pairs):  # joined by commas (RFC 9110 §5.3)
-            self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
-        self.get = self._values.get  # the value, or what is given instead
-
-    def get_all(self, name: str) -> tuple[str, ...]:
-        """Return the value of each field line of that name, in order."""
-        return tuple(value for key, value in self._pairs if key == name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def items(self) -> tuple[tuple[str, str], ...]:
-        """Return (lower-case name, value) of each field line, in order."""
-        return self._pairs
+Headers = Mapping[str, str]  # by lower-case name; values are the field's bytes as Latin-1
 
 
 def parse_fields(block: bytes) -> Headers:
     """Parse field lines with CRLF between, not after, them (RFC 9112 §5); 400 or 431 if refused.
 
+    Those of one name are joined by commas (RFC 9110 §5.3), without the white space around each.
     White space before the colon, folded lines, bare LF, and controls in values are refused.
+
+    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ")
+    {'accept': 'a, b'}
     """
     if not block:
-        return Headers()
+        return {}
     breaks = block.count(b"\n")
     if breaks >= MAX_FIELDS:
         raise HTTPError(431, f"There are more than {MAX_FIELDS} header fields.")
     lines = _FIELD_LINE.findall(block.decode("latin-1"))
     if len(lines) != breaks + 1:
         raise HTTPError(400, "A header field is malformed.")
-    return Headers(lines)
+    fields: dict[str, str] = {}
+    for name, text in lines:
+        key, value = name.lower(), text.strip(" \t")
+        fields[key] = f"{fields[key]}, {value}" if key in fields else value
+    return fields
 
 
 # -- Request heads -----------------------------------------------------------------------
@@ -9119,7 +9100,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
-        is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(dict(headers.items())),
+        is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
     )
 
 
@@ -9130,12 +9111,12 @@ _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.
 
 def _parse_host(headers: Headers, version: tuple[int, int]) -> str:
     """Return the Host field; exactly one, valid, is a must in HTTP/1.1 (RFC 9112 §3.2)."""
-    hosts = headers.get_all("host")
-    if not hosts and version == (1, 0):
+    host = headers.get("host", "")
+    if "host" not in headers and version == (1, 0):
         return ""
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    if not _HOST.fullmatch(host):  # two are joined with a blank, which is in none
         raise HTTPError(400, "A request needs one valid Host header.")
-    return _check_host(hosts[0])
+    return _check_host(host)
 
 
 def _check_host(host: str) -> str:
@@ -9877,7 +9858,7 @@ LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
 LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
-FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
+LAST_REQUEST_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
 # Threads for each kind of work, so that none keeps those of another waiting. Short requests have
 # one: threads that pass the GIL around slow each other down (measured, short GETs a second on 16
@@ -9920,6 +9901,9 @@ class FileSlice:
         self.count = count
         self.before = before
 
+    def __len__(self) -> int:
+        return len(self.before) + self.count
+
     def fetch(self, source: SlowReader) -> None:
         """Put the next bytes of a slow source behind what goes before."""
         piece = source.read_at(self.offset, self.count)
@@ -9952,7 +9936,7 @@ Segment = bytes | memoryview | FileSlice
 
 
 class Response:
-    """An answer; `body` is bytes, or segments with their `length` together."""
+    """An answer; `body` is bytes, or segments."""
 
     __slots__ = (
         "body", "headers", "length", "prepared", "principal", "resource", "route", "status",
@@ -9962,15 +9946,13 @@ class Response:
         self,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
-        body: bytes | Iterable[Segment] = b"",
-        *,
-        length: int = 0,
+        body: bytes | Sequence[Segment] = b"",
         resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
-        self.length = len(body) if isinstance(body, bytes) else length
+        self.length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         self.resource = resource  # closed when the answer is over
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
@@ -9986,7 +9968,7 @@ class Response:
 
     def again(self, principal: object) -> Response:
         """Return a prepared answer for somebody else."""
-        response = Response(self.status, None, self.body, length=self.length)
+        response = Response(self.status, None, self.body)
         response.prepared, response.route = self.prepared, self.route
         response.principal = principal
         return response
@@ -10098,8 +10080,8 @@ class Connection:
 
     __slots__ = (
         "after", "began", "body", "collected", "counted", "deadline", "deferred", "descriptor",
-        "dropped", "due", "event", "exchange", "failure", "head", "latest", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "socket", "state",
+        "dropped", "due", "event", "exchange", "failure", "head", "latest", "limits", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "socket", "state",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -10119,7 +10101,7 @@ class Connection:
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
         self.deferred: Deferred | None = None  # what gives the answer
-        self.shares: dict[Shares, str] = {}  # in which it counts, for which client
+        self.limits: dict[ClientLimit, str] = {}  # in which it counts, for which client
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: HTTPError | None = None  # that ended the body
         self.response: Response | None = None
@@ -10238,7 +10220,7 @@ class Connection:
         """Set out to answer a request; one that is not here `whole` is the connection's last."""
         if response.resource is not None:
             try:
-                self.take_share(self.server.downloads)
+                self.acquire(self.server.downloads)
             except HTTPError as error:
                 response.close()
                 response = self.error(error)
@@ -10306,18 +10288,18 @@ class Connection:
         segment.count -= sent
         return segment if segment.count else None
 
-    def take_share(self, shares: Shares) -> None:
+    def acquire(self, limit: ClientLimit) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
-        if shares not in self.shares and self.head is not None:
+        if limit not in self.limits and self.head is not None:
             client = self.server.service.client_of(self.head, self.peer)
-            shares.take(client)
-            self.shares[shares] = client
+            limit.acquire(client)
+            self.limits[limit] = client
 
-    def give_back_shares(self) -> None:
+    def release_all(self) -> None:
         """Count no more for the client."""
-        while self.shares:
-            shares, client = self.shares.popitem()
-            shares.give_back(client)
+        while self.limits:
+            limit, client = self.limits.popitem()
+            limit.release(client)
 
     def finish(self) -> None:
         """Forget the request, which has been answered or whose client is gone."""
@@ -10329,8 +10311,8 @@ class Connection:
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
-        if self.shares:
-            self.give_back_shares()
+        if self.limits:
+            self.release_all()
         if exchange is not None:
             exchange.abandon()
 
@@ -10353,7 +10335,7 @@ class Connections:
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = most
-        self.landed_at = -math.inf  # idle ones may begin a request for a while after this
+        self.returned_at = -math.inf  # idle ones may begin a request for a while after this
         self._selector = selector
         self._on_flight = on_flight
         self._lock = threading.Lock()
@@ -10389,7 +10371,7 @@ class Connections:
         connection.counted = count
         if WORKING in (state, connection.state):
             if wait:
-                self.landed_at = time.monotonic()
+                self.returned_at = time.monotonic()
             self.in_flight += 1 if state is WORKING else -1
             self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
@@ -10475,7 +10457,7 @@ class Workers:
                 others.submit(self._jobs.get_nowait())
 
 
-class Shares:
+class ClientLimit:
     """Bounds what takes long: of one client, and of all together."""
 
     def __init__(self, what: str, most: int, each: int) -> None:
@@ -10486,7 +10468,7 @@ class Shares:
         self._all = 0
         self._clients: Counter[str] = Counter()
 
-    def take(self, client: str) -> None:
+    def acquire(self, client: str) -> None:
         """Count one more; 429 or 503 where there are too many."""
         with self._lock:
             if self._clients[client] >= self._each:
@@ -10497,7 +10479,7 @@ class Shares:
             self._clients[client] += 1
             self._all += 1
 
-    def give_back(self, client: str) -> None:
+    def release(self, client: str) -> None:
         """Count one less for a client."""
         with self._lock:
             self._all -= 1
@@ -10561,14 +10543,14 @@ class Runner:
 
     def _hand_over(self, connection: Connection) -> None:
         """Have a thread go on with a connection."""
-        workers, handed_on = self._choose(connection), connection.state is WORKING
+        workers, handed_on = self._choose_workers(connection), connection.state is WORKING
         self._connections.enter(connection, WORKING)
         proceed = functools.partial(self.proceed, workers=workers)
         workers.submit(functools.partial(self.step, connection, proceed))
         if handed_on:
             self._server.wake()  # to see whether the thread for short requests is held up
 
-    def _choose(self, connection: Connection) -> Workers:
+    def _choose_workers(self, connection: Connection) -> Workers:
         if connection.response is not None:
             return self.pools["answer"]
         if connection.deferred is not None:
@@ -10586,9 +10568,9 @@ class Runner:
         answered = False
         while connection.head or connection.response or connection.take_head():
             if connection.response is None:
-                awaited = self._answer(connection, workers) if workers else self._spare(connection)
-                if awaited:
-                    return awaited
+                wait = self._answer(connection, workers) if workers else self._inline(connection)
+                if wait:
+                    return wait
             state = connection.send(may_wait=workers is not None)
             if state is not IDLE:
                 return state
@@ -10611,9 +10593,9 @@ class Runner:
 
     def _answer(self, connection: Connection, workers: Workers) -> State | None:
         """Have a request answered; the state in which more of it, or others, are awaited."""
-        if self._choose(connection) is not workers:
+        if self._choose_workers(connection) is not workers:
             return WORKING
-        answer = self._ask(connection)
+        answer = self._call_service(connection)
         if answer is None:
             return BODY
         if isinstance(answer, Deferred):
@@ -10625,7 +10607,7 @@ class Runner:
         connection.begin(answer, whole=connection.skip_body())
         return None
 
-    def _spare(self, connection: Connection) -> State | None:
+    def _inline(self, connection: Connection) -> State | None:
         """Spare a thread what is cheap, or too much; WORKING where one is needed."""
         head = connection.head
         assert head is not None
@@ -10638,7 +10620,7 @@ class Runner:
             return WORKING
         return None
 
-    def _ask(self, connection: Connection) -> Answer | None:
+    def _call_service(self, connection: Connection) -> Answer | None:
         """Return the service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             return connection.deferred.work()
@@ -10664,9 +10646,9 @@ class Runner:
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        head, is_begun = connection.head, connection.received or connection.shares
+        head, is_begun = connection.head, connection.received or connection.limits
         if head is not None and head.expects_continue and not (is_begun or body.finished):
-            connection.take_share(self._server.bodies)  # RFC 9110 §10.1.1
+            connection.acquire(self._server.bodies)  # RFC 9110 §10.1.1
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         data: bytes | memoryview | None = b""
         while data is not None:
@@ -10674,18 +10656,18 @@ class Runner:
                 if response := exchange.feed(piece):
                     return response
             if body.finished:
-                connection.give_back_shares()
+                connection.release_all()
                 return exchange.finish()
             patience = SOON_SECONDS if self.pools["body"].waiting else BODY_SECONDS
             data = connection.receive_body(self._buffers.body, patience)
-        connection.take_share(self._server.bodies)
+        connection.acquire(self._server.bodies)
         return exchange.pause()
 
 
 class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    parent: socket.socket | None = None  # readable when the supervisor is gone
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
 
@@ -10709,18 +10691,18 @@ class Server(ThreadingHTTPServer):
         for end in (self._alarm, self.wakeup):
             end.setblocking(False)
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        self.bodies = ClientLimit("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = ClientLimit("downloads are not over yet", most // 3, most // 6)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
         short, relief = self.runner.pools["short"], self.runner.pools["relief"]
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        if self.parent is not None:
+            self._selector.register(self.parent, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
-            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = LAST_REQUEST_SECONDS / 5 if self.stopping else poll_interval
             ready = self._selector.select(PATIENCE_SECONDS if short.waiting else patience)
             self.turn += 1
             for key, _ in ready:
@@ -10796,7 +10778,7 @@ class Server(ThreadingHTTPServer):
 
     def _accept(self, most: int = 64) -> None:
         """Take in who has come; where there are other workers, one a turn: the next is theirs."""
-        for _ in range(most if self.lifeline is None or self.stopping else 1):
+        for _ in range(most if self.parent is None or self.stopping else 1):
             try:
                 sock, address = self.socket.accept()
             except OSError as error:  # nobody is there, or is gone already
@@ -10829,11 +10811,11 @@ class Server(ThreadingHTTPServer):
             self._accept(LISTEN_BACKLOG)  # who came before the stop is answered, too
             self._selector.unregister(self.socket)
             self.socket.close()
-            connections.landed_at = now
+            connections.returned_at = now
         in_flight, held = connections.count()
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
-        if (in_flight or held) and now < connections.landed_at + FAREWELL_SECONDS:
+        if (in_flight or held) and now < connections.returned_at + LAST_REQUEST_SECONDS:
             return False
         for connection in held:
             if connection.state in (IDLE, HEAD):
@@ -10951,6 +10933,7 @@ class Route(NamedTuple):
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
+    number: int = 0  # from 1, for figures
     is_target: bool = False  # of resumable uploads for its family
     name: str = ""  # in the documentation, where it is another one than the handler's
     header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
@@ -10983,8 +10966,10 @@ class Family(NamedTuple):
         path, *others = [path] if isinstance(path, str) else path
 
         def declare(handler: Handler) -> Handler:
-            about = (method, path, access, self, summary or summary_of(handler), answers, handler)
-            ROUTES.append(Route(*about, **more, aliases=tuple(others)))
+            said = summary or summary_of(handler)
+            declared = Route(method, path, access, self, said, answers, handler, **more)
+            number = len(ROUTES) + 1
+            ROUTES.append(declared._replace(aliases=tuple(others), number=number))
             return handler
 
         return declare
@@ -11177,7 +11162,8 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
             digest.update(data)
             write_all(file, memoryview(data))
 
-        for text in batched(pieces()):
+        texts = pieces()
+        while text := "".join(itertools.islice(texts, LISTING_BATCH)):
             data = text.encode("utf-8", "replace")
             plain_size += len(data)
             write(compressor.compress(data) if compressor else data)
@@ -11187,9 +11173,10 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
             content = write_json(file, pieces, zipped=False)
         else:
             write(compressor.flush() if compressor else b"")
-            coding = "gzip" if compressor else ""
-            about = (file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache")
-            content = Content(file, *about, encoding=coding)
+            content = Content(
+                file, file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache",
+                encoding="gzip" if compressor else "",
+            )  # fmt: skip
     return content
 
 
@@ -11232,12 +11219,6 @@ class Catalogues:
             return found
 
 
-def batched(pieces: Iterator[str]) -> Iterator[str]:
-    """Yield pieces of text joined to larger ones."""
-    while text := "".join(itertools.islice(pieces, LISTING_BATCH)):
-        yield text
-
-
 class HotFile:
     """A file that was asked for, good as long as its path is the same file in this state.
 
@@ -11277,11 +11258,12 @@ class HotFile:
         """Return the status of an answer that can be put together once; 0: it has to be made."""
         if head.is_plain:
             return 200 if head.method == "GET" and self.is_small else 0
-        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        headers, etag, modified = head.headers, self.content.etag, self.content.last_modified
         if "range" in headers or "origin" in headers or head.version == (1, 0):
             return 0
-        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
-        return 0 if usual else 304
+        if precondition_failed(headers, etag, modified):
+            return 0
+        return 304 if not_modified(headers, etag, modified) else 0
 
 
 def hot_state(status: os.stat_result) -> tuple[int, ...]:
@@ -11319,8 +11301,10 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
         "entities": settings.media_storage_dir,
     }
     apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-    keys = settings.aws_access_key_id, settings.aws_secret_access_key
-    signer = Signer(*keys, settings.aws_region, token=settings.aws_session_token)
+    signer = Signer(
+        settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region,
+        token=settings.aws_session_token,
+    )  # fmt: skip
     store = S3Client(settings.aws_endpoint_url, signer)
     buffers, folders = WriteBuffers(), dict[str, Folder]()
     for name, place in places.items():
@@ -11379,7 +11363,7 @@ class ResumableUploads:
         """Return an upload that has not expired."""
         return self.rows.get(id, time.time())
 
-    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+    def wait_until_saved(self, upload: OpenUpload) -> OpenUpload:
         """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
 
         Who asks has perhaps lost a connection whose last bytes are still being saved.
@@ -11405,8 +11389,9 @@ class ResumableUploads:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
         folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
-        row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
-        opened = OpenUpload(*row)
+        opened = OpenUpload(
+            id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry()
+        )
         folder.make_file(self._name(opened))
         if not self.rows.add(opened, MAX_OPEN_UPLOADS):
             folder.unlink(self._name(opened))
@@ -11617,40 +11602,33 @@ class Transfer:
 BUSY_UPLOAD = "Another request is going on with this upload."
 
 
-STATUSES = (
-    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
-    422, 429, 431, 500, 501, 503, 505, 507,
-)  # fmt: skip
 DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+DURATIONS_AT = 600  # in a route's numbers, behind its answers by status
+ROUTE_NUMBERS = DURATIONS_AT + len(DURATIONS) + 1  # the last: beyond all of these
 
 
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    The answers of a route are counted by their status and by how long they took: the first of
-    DURATIONS that they are not above.
+    A route's numbers are the nanoseconds of its answers, how many had each status, and how many
+    took how long: the first of DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
         self.worker = 0  # whose part this process writes to
-        self._columns = len(DURATIONS) + 1  # beyond the last
-        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
-        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
-        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
-        self._part = 3 + routes * self._width
+        self._part = 3 + routes * ROUTE_NUMBERS
         self._numbers = shared_numbers("Q", self._part * workers)
         self._lock = threading.Lock()
 
     def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
         """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
         numbers, own = self._numbers, self.worker * self._part
-        first = own + 3 + response.route * self._width
-        place = first + self._rows.get(response.status, self._rows[0])
-        if seconds > DURATIONS[0]:
-            place += bisect.bisect_left(DURATIONS, seconds)
+        first = own + 3 + response.route * ROUTE_NUMBERS
+        duration = bisect.bisect_left(DURATIONS, seconds) if seconds > DURATIONS[0] else 0
         with self._lock:
-            numbers[place] += 1
             numbers[first] += int(seconds * 1e9)
+            numbers[first + response.status] += 1
+            numbers[first + DURATIONS_AT + duration] += 1
             if head is not None and head.method != "HEAD":
                 numbers[own + 1] += response.length
                 if head.has_body and response.status < 300:
@@ -11660,28 +11638,24 @@ class Meter:
         """Note how many requests this worker works on."""
         self._numbers[self.worker * self._part + 2] = count
 
-    def totals(self) -> tuple[int, int, int]:
+    def totals(self) -> list[int]:
         """Return the bytes taken in and sent, and requests in flight, of all workers."""
-        return self._sum(0), self._sum(1), self._sum(2)
+        return self._sum(0, 3)
 
     def answers(self, route: int) -> dict[int, int]:
-        """Count a route's answers by their status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
-        return {status: count for status, count in counts.items() if count}
+        """Count a route's answers by their status."""
+        numbers = self._sum(3 + route * ROUTE_NUMBERS, ROUTE_NUMBERS)
+        return {status: numbers[status] for status in range(1, DURATIONS_AT) if numbers[status]}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """Count a route's answers that took at most each of DURATIONS, and all; their seconds."""
-        rows = [self._row(route, place) for place in self._rows.values()]
-        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + route * self._width) / 1e9
+        numbers = self._sum(3 + route * ROUTE_NUMBERS, ROUTE_NUMBERS)
+        return list(itertools.accumulate(numbers[DURATIONS_AT:])), numbers[0] / 1e9
 
-    def _row(self, route: int, place: int) -> list[int]:
-        """Return how many answers of one status took how long."""
-        first = 3 + route * self._width + place
-        return [self._sum(first + column) for column in range(self._columns)]
-
-    def _sum(self, place: int) -> int:
-        return sum(self._numbers[place :: self._part])
+    def _sum(self, place: int, count: int) -> list[int]:
+        """Return so many numbers from a place in each worker's part on, added up."""
+        starts = range(place, len(self._numbers), self._part)
+        return [*map(sum, zip(*(self._numbers[at : at + count] for at in starts), strict=True))]
 
 
 class App:
@@ -11890,7 +11864,7 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
 
 
-class Unfit(Exception):
+class BadValue(Exception):
     """A value is not what its field takes; its arguments are a FieldError's from `message` on."""
 
 
@@ -11905,7 +11879,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     try:
         if item.choices and value not in item.choices and value is not None:
             shown = str(value)[:MAX_SHOWN_CHARACTERS]
-            raise Unfit(f'"{shown}" is not a valid choice', "choice")
+            raise BadValue(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
@@ -11913,7 +11887,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
         if item.type == "hashes":
             return parse_hashes(value)
         return parse_text(item, value)
-    except Unfit as error:
+    except BadValue as error:
         problem = FieldError(where, item.name, *error.args)
         raise ValidationError(problem._replace(is_null=value is None)) from None
 
@@ -11921,37 +11895,37 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
 def parse_hashes(value: Any) -> list[str]:
     """Parse a list of hashes; they come out in lower case, each once, in their order."""
     if not isinstance(value, list) or len(value) > MAX_HASHES:
-        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+        raise BadValue(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
     for each in value:
         if not isinstance(each, str) or not SHA256.fullmatch(each):
-            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+            raise BadValue("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
     return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_text(item: Field, value: Any) -> str:
-    """Return the text of a field; Unfit for what is none, is blank, or too long or too short.
+    """Return the text of a field; BadValue for what is none, is blank, or too long or too short.
 
     Where it may be one, a number counts as its digits, as in Django: people send phone numbers so.
     """
     if item.type == "text" and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
-        raise Unfit("must be a string", "string_type")
+        raise BadValue("must be a string", "string_type")
     if refused := re.search("[\0\ud800-\udfff]", value):
         name = "Null" if refused[0] == "\0" else "Surrogate"
-        raise Unfit(f"{name} characters are not allowed.", "string_unicode")
+        raise BadValue(f"{name} characters are not allowed.", "string_unicode")
     shortest, longest = item.shortest, item.longest
     if not value and item.blank == "refused":
-        raise Unfit("may not be blank", "blank")
+        raise BadValue("may not be blank", "blank")
     if longest is not None and len(value) > longest:
-        raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
+        raise BadValue(f"must have at most {longest} characters", "string_too_long", longest)
     if len(value) < shortest:
-        raise Unfit(f"must have at least {shortest} characters", "string_too_short", shortest)
+        raise BadValue(f"must have at least {shortest} characters", "string_too_short", shortest)
     return value
 
 
 def parse_integer(value: Any) -> int:
-    """Return the integer that a value of JSON or of a form is; Unfit for another one."""
+    """Return the integer that a value of JSON or of a form is; BadValue for another one."""
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
@@ -11963,18 +11937,18 @@ def parse_integer(value: Any) -> int:
             return int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise Unfit("must be a whole number", problem)
+    raise BadValue("must be a whole number", problem)
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
-    """Return a number within its field's bounds, its ceiling at most; Unfit for one outside."""
+    """Return a number within its field's bounds, its ceiling at most; BadValue for one outside."""
     low, high = item.minimum, item.maximum
     if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
-        raise Unfit("is too large", "int_parsing_size")
+        raise BadValue("is too large", "int_parsing_size")
     if low is not None and number < low:
-        raise Unfit(f"must be at least {low}", "greater_than_equal", low)
+        raise BadValue(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
-        raise Unfit(f"must be at most {high}", "less_than_equal", high)
+        raise BadValue(f"must be at most {high}", "less_than_equal", high)
     return number if item.ceiling is None else min(number, item.ceiling)
 
 
@@ -11987,10 +11961,10 @@ def parse_flag(value: Any) -> bool:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, (str, int)):
-        raise Unfit("must be true or false", "bool_type")
+        raise BadValue("must be true or false", "bool_type")
     parsed = value if isinstance(value, bool) else FLAGS.get(str(value).lower())
     if parsed is None:
-        raise Unfit("must be true or false", "bool_parsing")
+        raise BadValue("must be true or false", "bool_parsing")
     return parsed
 
 
@@ -12138,9 +12112,12 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     if spec.upload and not has_upload and values.get(spec.upload.name):
         problems.append(no_file(spec.upload))
-    where = "body"
-    if spec.wrapper and spec.wrapper in values:
-        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    where, wrapper = "body", spec.wrapper
+    if wrapper and wrapper in values:
+        values, where = values[wrapper], f"body/{wrapper}"
+        if not isinstance(values, dict):
+            problem = ("must be an object", "model_attributes_type")
+            raise ValidationError(FieldError("body", wrapper, *problem))
     fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
@@ -12178,16 +12155,6 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
 
 
 JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
-
-
-def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
-    """Return the object that is the member `wrapper` of a JSON object."""
-    inner = values[wrapper]
-    if not isinstance(inner, dict):
-        raise ValidationError(
-            FieldError("body", wrapper, "must be an object", "model_attributes_type")
-        )
-    return inner
 
 
 class FormBody(BodyReader):
@@ -12509,12 +12476,13 @@ def content_response(
     headers, fields, ranges = head.headers, dict(known or content.headers()), None
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
-        about = (content.etag, content.last_modified)
-        check_preconditions(headers, *about)
-        if not_modified(headers, *about):
+        etag, modified = content.etag, content.last_modified
+        check_preconditions(headers, etag, modified)
+        if not_modified(headers, etag, modified):
             return Response(304, fields, resource=held)
         # Ranges are defined for GET alone (§14.2).
-        if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
+        is_part = "range" in headers and head.method == "GET"
+        if is_part and if_range_holds(headers, etag, modified):
             ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
@@ -12524,12 +12492,11 @@ def content_response(
         return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
-        return Response(200, fields, body, length=content.size, resource=held)
+        return Response(200, fields, body, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
-        body, length = [*content.cut(first, last)], last + 1 - first
-        return Response(206, fields, body, length=length, resource=held)
+        return Response(206, fields, [*content.cut(first, last)], held)
     return multirange_response(content, fields, ranges)
 
 
@@ -12538,41 +12505,34 @@ def multirange_response(
 ) -> Response:
     """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
-    length, parts = 0, list[Segment]()
+    parts: list[Segment] = []
     for first, last in ranges:
         about = f"Content-Type: {content.mime_type}\r\n"
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
-        head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
-        length += len(head) + last + 1 - first
-        parts += content.cut(first, last, head)
-    parts.append(end := f"\r\n--{boundary}--\r\n".encode())
+        parts += content.cut(first, last, f"\r\n--{boundary}\r\n{about}\r\n".encode())
+    parts.append(f"\r\n--{boundary}--\r\n".encode())
     fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
     held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, parts, length=length + len(end), resource=held)
+    return Response(206, fields, parts, held)
 
 
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
-    errno.EDQUOT: (507, "The disk quota is used up."),
-    errno.EFBIG: (507, "The file system takes no file of this size."),
-    errno.EROFS: (503, "The storage folder cannot be written to."),
-    errno.EACCES: (503, "The storage folder cannot be written to."),
-    errno.EPERM: (503, "The storage folder cannot be written to."),
-    errno.ENOENT: (503, "The storage folder is not there."),
-    errno.ENOTDIR: (503, "The storage folder is not there."),
-    errno.ELOOP: (503, "The storage folder is not there."),
-    errno.ENODEV: (503, "The storage folder is not there."),
-    errno.ESTALE: (503, "The storage folder is not there."),
-    errno.ENOTCONN: (503, "The storage folder is not there."),  # FUSE without its program
-    errno.EIO: (503, "The disk does not answer."),
-    errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
-    errno.EHOSTDOWN: (503, "The disk does not answer."),
-    errno.EHOSTUNREACH: (503, "The object store does not answer."),
-    errno.EMFILE: (503, "Too many files are open."),
-    errno.ENFILE: (503, "Too many files are open."),
-}
+    number: (status, detail)
+    for status, detail, *numbers in (
+        (507, "The disk is full, but for what RESERVE_BYTES keeps.", errno.ENOSPC),
+        (507, "The disk quota is used up.", errno.EDQUOT),
+        (507, "The file system takes no file of this size.", errno.EFBIG),
+        (503, "The storage folder cannot be written to.", errno.EROFS, errno.EACCES, errno.EPERM),
+        (503, "The storage folder is not there.", errno.ENOENT, errno.ENOTDIR, errno.ELOOP,
+         errno.ENODEV, errno.ESTALE, errno.ENOTCONN),  # the last: FUSE without its program
+        (503, "The disk does not answer.", errno.EIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
+        (503, "The object store does not answer.", errno.EHOSTUNREACH),
+        (503, "Too many files are open.", errno.EMFILE, errno.ENFILE),
+    )
+    for number in numbers
+}  # fmt: skip
 
 
 def add_vary(headers: dict[str, str], name: str) -> None:
@@ -12630,7 +12590,6 @@ class Application(Service):
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
-        self.numbers = {id(item): number for number, item in enumerate(routes, 1)}
         self._prompt = {item.path for item in routes if item.prompt}
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
@@ -12712,7 +12671,7 @@ class Application(Service):
         if not (item.reads or head.method in {"GET", "HEAD"}):
             self._need_writer()
         request.family, request.answer_headers = item.family
-        request.route = self.numbers[id(item)]
+        request.route = item.number
         request.need(item.access)
         if request.principal.grant:
             self._take_use(request, request.principal.grant, item)
@@ -12958,7 +12917,7 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
+    if isinstance(error, sqlite3.DatabaseError):
         warn(f"the index: {error}")
         if is_full(error):
             return HTTPError(507, "The disk is full.")
@@ -13136,11 +13095,11 @@ def file_response(
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
     name = posixpath.basename(file.path)
-    about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
+    content = Content(b"", file.size, asset.mime_type, file.sha256, modified, rule, name)
     if isinstance(folder, Bucket) and not folder.is_local(file.path):
         reader = folder.stream(file)
         with app.disk(file.root):
-            return object_response(request, Content(reader, *about), reader)
+            return object_response(request, content._replace(source=reader), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -13154,7 +13113,7 @@ def file_response(
         small = file.size <= HOT_FILE_BYTES
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
-        content = Content(held, *about, internal)
+        content = content._replace(source=held, internal=internal)
         hot = None if by_link else remember_hot(request, file, content, status)
         response = content_response(request.head, content, hot.fields if hot else None)
         if not small:
@@ -13321,7 +13280,7 @@ def upload_media(app: App, request: Request) -> Response:
 
 @MEDIA.route("GET", "/media/{filename}", READ, {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
-    """A public image."""
+    """Get a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     return named_response(request, app.library, path, "max-age=3600")
 
@@ -13353,7 +13312,7 @@ MEDIA_PAGING = (
 
 @MEDIA.route("GET", "/media", READ, {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
-    """All public images, newest first."""
+    """List all public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -13391,7 +13350,7 @@ LIBRARY_TYPES = formats_for("library")
 
 @LIBRARY.route("GET", "/list", READ, {200: "LibraryFile{}"})
 def list_library(app: App, request: Request) -> Answer:
-    """Everything in the folder, by SHA-256."""
+    """List everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -13412,7 +13371,7 @@ def library_pieces(app: App) -> Iterator[str]:
 
 @LIBRARY.route("GET", "/thumbnail/{sha256}", READ, {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
-    """A PNG that fits 256 × 256."""
+    """Get a thumbnail: a PNG that fits 256 × 256."""
     file, asset = find_content(request, check_sha256(sha256))
     work = functools.partial(thumbnail_response, request, file, asset)
     return Deferred("decoder", work) if asset.thumbnail is None else work()
@@ -13462,13 +13421,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 
 @IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
-    """A private image."""
+    """Get a private image."""
     return named_response(request, app.images, filename, "no-cache")
 
 
 @LIBRARY.route("GET", "/image/{sha256}", READ, {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
-    """A file by its SHA-256."""
+    """Get a file by its SHA-256."""
     found = find_content(request, check_sha256(sha256))
     return file_response(request, found, FOREVER)
 
@@ -13817,7 +13776,7 @@ def logout(app: App, request: Request) -> Response:
 
 @ACCOUNTS.route("GET", "/api/auth/sessions", USER, {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
-    """Where I am logged in, last used first."""
+    """List where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
     return json_response([session_json(session) for session in found])
 
@@ -13842,7 +13801,7 @@ def end_one_session(app: App, request: Request, id: str) -> Response:
 
 @ACCOUNTS.route("GET", "/api/auth/profile", USER, {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
-    """Who I am."""
+    """Tell who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
@@ -14032,7 +13991,7 @@ def file_url(request: Request, record: MediaRecord) -> str:
     query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
            *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
-    """My media records."""
+    """List my media records."""
     to_json = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
@@ -14117,7 +14076,7 @@ def check_record(app: App, request: Request, id: str) -> MediaRecord:
 
 @ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
-    """One of my media records."""
+    """Get one of my media records."""
     value = record_json(request, find_record(app, request, id))
     return json_response(value)
 
@@ -14187,7 +14146,7 @@ def delete_record(app: App, request: Request, id: str) -> Response:
     {200: "file", 403: "Error: The signature is not good, or no longer."},
     query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
-    """The file of a media record, for its owner or by the signature in its URL."""
+    """Get the file of a media record, as its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
@@ -14281,23 +14240,23 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
 @ACCOUNTS.route("GET", COLLECTION_PATHS, USER,
     {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
-    """My collections."""
+    """List my collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
 @ACCOUNTS.route("POST", COLLECTION_PATHS, USER, {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
-    now, values = time.time(), request.fields
-    about = (values["name"], values.get("description"))
-    collection = Collection(str(uuid.uuid4()), caller(request), *about, now, now)
+    now, key, values = time.time(), str(uuid.uuid4()), request.fields
+    name, description = values["name"], values.get("description")
+    collection = Collection(key, caller(request), name, description, now, now)
     app.index.write(lambda db: app.index.collections.put(db, collection))
     return json_response(collection_json(collection), 201)
 
 
 @ACCOUNTS.route("GET", below(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
-    """One of my collections and its media."""
+    """Get one of my collections and its media."""
     collection = find_collection(app, request, id)
     wanted = Query(collection.user_id, (("collection_id", collection.id),))
 
@@ -14364,8 +14323,11 @@ def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> 
     """Return a new record that shows a file of the library or the entities."""
     key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
     kind = asset.facts.kind if asset.facts else "image"
-    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
-    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
+    return MediaRecord(
+        key, user_id, name[:MAX_TITLE_LENGTH], kind, file.size, path=None, note=None,
+        description=None, collection_id=collection_id, created_at=now, updated_at=now,
+        sha256=asset.sha256,
+    )  # fmt: skip
 
 
 # -- Entities: versioned media entities --------------------------------------------------
@@ -14419,7 +14381,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 
 @ENTITIES.route("GET", "/entity/", READ, {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
-    """A page of the entities."""
+    """List a page of the entities."""
     query = request.query
     page, size = query["page"], query["page_size"]
     filters = parse_filters(query.get("filter_param", ""))
@@ -14482,7 +14444,7 @@ def create_entity(app: App, request: Request) -> Response:
 @ENTITIES.route("GET", "/entity/{id}", READ, {200: "Item"},
     parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
-    """An entity."""
+    """Get an entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
@@ -14532,7 +14494,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
 
 @ENTITIES.route("GET", "/entity/{id}/versions", READ, {200: "Item[]"}, parameters=ENTITY_ID)
 def list_versions(app: App, request: Request, id: int) -> Response:
-    """All versions, the oldest first."""
+    """List all versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
     names = ("version", "transaction_id")
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
@@ -14541,7 +14503,7 @@ def list_versions(app: App, request: Request, id: int) -> Response:
 @ENTITIES.route("GET", "/entity/{id}/file", READ, {200: "file"},
     parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
-    """An entity's content."""
+    """Get an entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
     return file_response(request, existing(found, NO_FILE), "no-cache")
@@ -14804,7 +14766,7 @@ def whose_shares(request: Request) -> tuple[int | None, bool]:
 
 @SHARES.route("GET", "/shares", BEARER, {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
-    """My links; an administrator's are all."""
+    """List my links; an administrator's are all."""
     shares = app.index.shares.all(time.time(), *whose_shares(request))
     return json_response([share_json(request, share) for share in shares])
 
@@ -14861,7 +14823,7 @@ def share_page(
 
 @SHARES.route("GET", "/s/{token}", OPEN, {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
-    """What a link shows: a page for browsers."""
+    """Get what a link shows: a page for browsers."""
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
@@ -15025,7 +14987,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
 @SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
     query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
+    """Get a file of a link, by its SHA-256 or what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
     found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
@@ -15345,7 +15307,7 @@ def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
 
 @FILES.route("OPTIONS", ("/files", "/files/{id}"), OPEN, {204: ""})
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
-    """What the server can do of tus 1.0."""
+    """Tell what the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
     headers = {
         "Tus-Version": TUS_VERSION,
@@ -15394,8 +15356,8 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 
 @FILES.route("GET", "/files/{id}", TARGET, {200: "ResumableUpload", 412: "Error"})
 def get_upload(app: App, request: Request, id: str) -> Response:
-    """How far an upload is."""
-    upload = app.uploads.at_rest(find_upload(app, request, id))
+    """Tell how far an upload is."""
+    upload = app.uploads.wait_until_saved(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers["Upload-Metadata"] = upload.metadata
@@ -15461,7 +15423,7 @@ def health_json(app: App) -> dict[str, Any]:
 
 @SYSTEM.route("GET", "/health", OPEN, {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
-    """How the server is."""
+    """Tell how the server is."""
     return json_response(health_json(app))
 
 
@@ -15493,7 +15455,7 @@ PREVIEW_QUERY = (
 @SYSTEM.route("GET", "/preview/{sha256}", READ,
     {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
-    """A picture for browsers, within a square."""
+    """Get a picture for browsers, within a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
@@ -15515,7 +15477,7 @@ def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:
 @SYSTEM.route("GET", "/exists", READ, {200: "StoredContents"},
     query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
-    """Whether some content is stored."""
+    """Tell whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(request, dict.fromkeys(hashes)))
 
@@ -15525,7 +15487,7 @@ def check_hash(app: App, request: Request) -> Response:
         ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
         list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
-    """Which of up to 1,000 contents are stored.
+    """Tell which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
     """
@@ -15544,6 +15506,8 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
+    logins = (item.number for item in ROUTES if item.handler is login)
+    failed_logins = sum(meter.answers(number).get(401, 0) for number in logins)
     build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
     return [
         ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
@@ -15568,11 +15532,11 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
          count_renditions(app.thumbnails)),
         ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
          app.thumbnails.restarts[0]),
-        ("failed_logins_total", "counter", "logins refused", count_failed_logins(meter)),
+        ("failed_logins_total", "counter", "logins refused", failed_logins),
         ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
         ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
         ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
-        ("http_requests_total", "counter", "answers by method, route and status; 0: a rare one",
+        ("http_requests_total", "counter", "answers by method, route and status",
          count_requests(meter)),
         ("http_request_duration_seconds", "histogram", "from the head to the last byte sent",
          count_durations(meter)),
@@ -15586,17 +15550,11 @@ def count_renditions(thumbnails: Thumbnails) -> Samples:
         yield f'_count{{kind="{kind}"}}', count
 
 
-def count_failed_logins(meter: Meter) -> int:
-    """Return how many logins were refused."""
-    routes = [number for number, item in enumerate(ROUTES, 1) if item.handler is login]
-    return sum(meter.answers(number).get(401, 0) for number in routes)
-
-
 def label_routes() -> Iterator[tuple[int, str]]:
     """Yield each route's number and labels; 0 is all that no route has answered."""
     yield 0, 'method="",route=""'
-    for number, item in enumerate(ROUTES, 1):
-        yield number, f'method="{item.method}",route="{item.path}"'
+    for item in ROUTES:
+        yield item.number, f'method="{item.method}",route="{item.path}"'
 
 
 def count_requests(meter: Meter) -> Samples:
@@ -15620,7 +15578,7 @@ def count_durations(meter: Meter) -> Samples:
 
 @SYSTEM.route("GET", "/metrics", PRIVATE_READ, {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Get figures for Prometheus."""
     lines = []
     for name, kind, help, found in read_metrics(app):
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
@@ -16047,7 +16005,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
 
 @SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
-    """This interface as OpenAPI 3.1."""
+    """Get this interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
 
 
@@ -16057,11 +16015,10 @@ def get_openapi(app: App, request: Request) -> Response:
 
 
 class Page(NamedTuple):
-    """A page as it is sent."""
+    """A page as it is sent; a browser keeps it and asks about it each time."""
 
+    headers: Mapping[str, str]
     body: bytes
-    etag: str  # weak, since it may be compressed
-    policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
@@ -16085,19 +16042,14 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
-
-
-def page_response(page: Page) -> Response:
-    """Answer with a page, which a browser keeps and asks about each time."""
     headers = {
         "Content-Type": HTML_TYPE,
-        "ETag": page.etag,
-        "Content-Security-Policy": page.policy,
+        "ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',  # weak: it may be compressed
+        "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",
         "Vary": "Accept, Accept-Language",
     }
-    return Response(200, headers, page.body)
+    return Page(headers, body)
 
 
 PAGE_STYLE = """
@@ -16368,8 +16320,8 @@ def docs_page() -> Page:
 
 @SYSTEM.route("GET", "/docs", OPEN, {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
-    """This interface, to read and to try."""
-    return page_response(docs_page())
+    """Get this interface as a page, to read and to try."""
+    return Response(200, *docs_page())
 
 
 # -- The gallery: its data ---------------------------------------------------------------
@@ -16506,7 +16458,7 @@ def open_library(app: App, query: Mapping[str, Any]) -> Iterable[GalleryItem]:
     query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
-    """What the gallery shows: its groups, or the items of one."""
+    """Get what the gallery shows: its groups, or the items of one."""
     query = dict(request.query)
     group, album = query.pop("group", None), query.pop("album", None)
     if album is None:
@@ -16650,15 +16602,14 @@ class ZipReader:
     {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
-    """The files of what the gallery shows, or of some of it, in one zip file."""
+    """Get the files of what the gallery shows, or of some of it, in one zip file."""
     reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
     headers = {
         "Content-Type": "application/zip",
         "Content-Disposition": content_disposition_attachment(f"{gallery_name(app)}.zip"),
         **NO_STORE,
     }
-    body = [FileSlice(reader, 0, reader.size)]
-    return Response(200, headers, body, length=reader.size, resource=reader)
+    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader)
 
 
 def choose_files(app: App, request: Request) -> list[Zipped]:
@@ -18755,7 +18706,7 @@ def gallery_page(language: str) -> Page:
 
 @SYSTEM.route("GET", "/icon.svg", OPEN, {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
-    """The gallery's icon."""
+    """Get the gallery's icon."""
     policy = "default-src 'none'"
     headers = {"Content-Type": "image/svg+xml", "Content-Security-Policy": policy}
     return Response(200, headers, ICON.encode())
@@ -18763,13 +18714,13 @@ def get_icon(app: App, request: Request) -> Response:
 
 @SYSTEM.route("GET", "/icon.png", OPEN, {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
-    """The gallery's icon, for a phone's home screen."""
+    """Get the gallery's icon, for a phone's home screen."""
     return Response(200, {"Content-Type": "image/png"}, ICON_PNG)
 
 
 @SYSTEM.route("GET", "/manifest.webmanifest", OPEN, {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
-    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    """Get what installs the gallery on a phone or desktop (W3C Web Application Manifest)."""
     name = gallery_name(app)
     icons = [
         {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
@@ -18787,13 +18738,13 @@ def get_manifest(app: App, request: Request) -> Response:
 
 @SYSTEM.route("GET", "/gallery", OPEN, {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
-    """The gallery page, in the client's language."""
-    return page_response(gallery_page(choose_language(request.headers, TEXTS)))
+    """Get the gallery page, in the client's language."""
+    return Response(200, *gallery_page(choose_language(request.headers, TEXTS)))
 
 
 @SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
-    """The gallery page for browsers, health for programs."""
+    """Get the gallery page as a browser, health as a program."""
     if prefers(request.headers, "text/html", JSON_TYPE):
         return get_gallery(app, request)
     return json_response(health_json(app), headers={"Vary": "Accept"})
@@ -19329,20 +19280,20 @@ class Verifier:
         self._progress = progress
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
-        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.found: dict[str, dict[str, str]] = {word: {} for word in (*PROBLEMS, *NOTES)}
         self.expected: dict[tuple[str, str], str] = {}  # hashes that are not the index's
-        self._named: set[tuple[str, str]] = set()
         self.files = 0
 
     def report(self, what: str, **more: Any) -> int:
         """Say what was done and found, with `more` where as JSON; return the exit status."""
-        counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
+        counts = [f"{len(reasons)} {word}" for word, reasons in self.found.items() if reasons]
         self._progress.say(f"{what}: {', '.join(counts) or 'all is as it was taken in'}")
         is_well = not any(self.found[word] for word in PROBLEMS)
         if self._progress.silent:
             done, seconds = self._progress.done, self._progress.seconds
             figures = {"ok": is_well, "files": self.files, "bytes": done, "seconds": seconds}
-            print(json.dumps({**figures, **self.found, **more}))
+            found = {word: list(reasons) for word, reasons in self.found.items()}
+            print(json.dumps({**figures, **found, **more}))
         return int(not is_well)
 
     def run(self, caches: Sequence[ImageCache]) -> None:
@@ -19365,10 +19316,10 @@ class Verifier:
             self._check_cache(cache)
 
     def _note(self, word: str, path: str, reason: str = "") -> None:
-        if (word, path) not in self._named:
-            self._named.add((word, path))
-            self.found[word].append(path)
-            self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+        if path not in self.found[word]:
+            reason = reason or {**PROBLEMS, **NOTES}[word]
+            self.found[word][path] = reason
+            self._progress.say(f"{word}: {path}: {reason}")
 
     def _unknown(self, folder: Folder) -> list[str]:
         """Return paths on disk that the index does not know, of what a scan would take in."""
@@ -20040,7 +19991,7 @@ class Result(NamedTuple):
     detail: str  # where it is, or why
 
 
-class NotTaken(Exception):
+class NotImported(Exception):
     """Something cannot be taken in; the text says why."""
 
 
@@ -20052,7 +20003,7 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
-    except NotTaken as error:
+    except NotImported as error:
         yield what, Result("failed", str(error))
     except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
@@ -20097,7 +20048,7 @@ def import_files(
         seen.add(name)
         yield name, Result("failed", "it cannot be read")
     why = "passed over: hidden, a link, beside .nomedia, or the server's own"
-    yield from tell_rest(Path(origin.path), seen, bool, why)
+    yield from report_rest(Path(origin.path), seen, bool, why)
 
 
 def folders_above(path: str) -> Iterator[str]:
@@ -20105,7 +20056,7 @@ def folders_above(path: str) -> Iterator[str]:
     return (path[: end + 1] for end, character in enumerate(path) if character == "/")
 
 
-def tell_rest(
+def report_rest(
     source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
 ) -> Iterator[tuple[str, Result]]:
     """Yield what else is in a source: wanted files, and folders of which nothing was seen."""
@@ -20307,7 +20258,7 @@ class RecordImporter:
         rows = itertools.chain.from_iterable(self._tables.values())
         named = {self._find(row.get("file") or row.get("file_path")) for row in rows}
         source, found = Path(self._origin.path), set(filter(None, named))
-        yield from tell_rest(source, found, is_media_name, "no record names it")
+        yield from report_rest(source, found, is_media_name, "no record names it")
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
@@ -20323,7 +20274,7 @@ class RecordImporter:
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
             hint = " (--join if that is the same person)" if taken == ["email"] else ""
-            raise NotTaken(f"{email}: another account has its {', '.join(taken)}{hint}")
+            raise NotImported(f"{email}: another account has its {', '.join(taken)}{hint}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20346,11 +20297,12 @@ class RecordImporter:
         return None if self._is_trial else self._index.write(apply)
 
     def _owner(self, id: int) -> int:
-        """Return the account of a user there; NotTaken where it is not certain who that is."""
+        """Return the account of a user there; NotImported where it is not certain who that is."""
         if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
             return id  # accounts are elsewhere, and tokens carry the id
         if id not in self._users:
-            raise NotTaken("whose it is, is not certain: take in the accounts' database with it")
+            problem = "whose it is, is not certain: take in the accounts' database with it"
+            raise NotImported(problem)
         return self._users[id]
 
     def _take_collection(self, row: Row) -> Result:
@@ -20358,8 +20310,8 @@ class RecordImporter:
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
         owner, name, description = self._owner(row["user"]), row["name"], row["description"]
-        times = read_time(row["created_at"]), read_time(row["updated_at"])
-        collection = Collection(id, owner, name, description, *times)
+        made, changed = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, name, description, made, changed)
         self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 
@@ -20390,7 +20342,7 @@ class RecordImporter:
                 self._index.media.soft_delete(db, owner, id, times[1])
 
         self._write(put)
-        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+        return Result("new", f"{row['name']}: {self._describe_file(row.get('file'), path)}")
 
     def _take_entity(self, row: Row) -> Result:
         id, history = row["id"], self._history(row)
@@ -20413,7 +20365,7 @@ class RecordImporter:
             self._index.entities.import_versions(db, versions)
 
         self._write(put)
-        told = f"{self._fate(row['file_path'], path)}, versions: {len(history)}"
+        told = f"{self._describe_file(row['file_path'], path)}, versions: {len(history)}"
         older = {each["file_path"] for each in history} - {None, row["file_path"]}
         if gone := sorted(name for name in older if not self._find(name)):
             told += f", of older ones {', '.join(gone)} is gone"
@@ -20431,9 +20383,9 @@ class RecordImporter:
 
     def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
-            raise NotTaken("another entity has its id here")
+            raise NotImported("another entity has its id here")
         if sha256 and (holder := self._index.entities.holder(sha256, db)):
-            raise NotTaken(f"entity {holder} has the same content")
+            raise NotImported(f"entity {holder} has the same content")
 
     def _take_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
@@ -20442,7 +20394,7 @@ class RecordImporter:
         placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
         return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
 
-    def _fate(self, name: str | None, path: str | None) -> str:
+    def _describe_file(self, name: str | None, path: str | None) -> str:
         return "without a file" if not name else path or f"its file {name} is gone"
 
     def _find(self, name: str | None) -> str | None:
@@ -20614,7 +20566,7 @@ class Shared(NamedTuple):
 class Supervisor:
     """Keeps forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
-    Their lifeline becomes readable when this process ends, however it ends, and so does the lock.
+    Their `parent` becomes readable when this process ends, however it ends; so does the lock.
     Signals are waited for, one after the other, as everything else is: no handler can come in
     between.
     """
@@ -20622,7 +20574,7 @@ class Supervisor:
     def __init__(self, shared: Shared, lock: io.FileIO) -> None:
         self._shared = shared
         self._watchdog = shared.watchdog
-        self._held, self._lifeline = socket.socketpair()
+        self._held, self._parent = socket.socketpair()
         self._lock = lock
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
@@ -20647,7 +20599,7 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _start(self, number: int) -> None:
-        work = functools.partial(run_server, self._shared, number, self._lifeline)
+        work = functools.partial(run_server, self._shared, number, self._parent)
         self._workers[fork_worker([self._held, self._lock], work)] = number
 
     def _reap(self) -> None:
@@ -20807,7 +20759,7 @@ def recover_files(app: App) -> None:
         app.index.set_meta("recovered", "1")
 
 
-def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None = None) -> bool:
+def run_server(shared: Shared, number: int = 0, parent: socket.socket | None = None) -> bool:
     """Serve on a listening socket until told to stop; worker 0 also scans.
 
     True where it was the index that ended it: it is to be opened anew.
@@ -20823,7 +20775,7 @@ def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None =
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings=settings)
     server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
-    server.lifeline = lifeline
+    server.parent = parent
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
     over, threads = threading.Event(), list[threading.Thread]()
@@ -20894,7 +20846,7 @@ def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
     server.on_hangup, server.on_orphaned = scan, leave
     signal.set_wakeup_fd(server.wakeup.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
+    signal.signal(signal.SIGINT, stop if server.parent is None else signal.SIG_IGN)
     # A handler in Python may come in between anything, itself too: this one leaves it to the loop.
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
