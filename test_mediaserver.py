@@ -3752,17 +3752,76 @@ def test_a_link_that_gets_another_name_is_a_link_there(tmp_path):
     assert (tmp_path / "b.png").is_symlink()
 
 
-def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(errno.EIO, "a.png"), (errno.EIO, "in/a.png"), (errno.EXDEV, "a.png")],
+)
+def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(
+    tmp_path, monkeypatch, error, name
+):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
 
     def link(place: ms.Place, target: ms.Place) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(error, os.strerror(error))
 
     incoming = arrive(folder, b"content")
     monkeypatch.setattr(ms.Place, "link", link)
-    with pytest.raises(OSError, match="Input/output error"):
-        folder.keep(incoming, ["a.png"])
+    with pytest.raises(OSError, match=os.strerror(error)):
+        folder.keep(incoming, [name])
     incoming.discard()
+    assert files_below(tmp_path) == set()
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_takes_files_and_lets_go_of_them(tmp_path, monkeypatch, error):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+
+    def link(place: ms.Place, target: ms.Place) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(ms.Place, "link", link)
+    fill(tmp_path, {"a.png": b"another"})
+    kept, undone, put_back = (arrive(folder, b"content") for _ in range(3))
+    assert folder.keep(kept, ["a.png", "b.png"]) == "b.png"
+    kept.discard(undo=False)
+    assert (tmp_path / "a.png").read_bytes() == b"another"
+    assert (tmp_path / "b.png").read_bytes() == b"content"
+    folder.keep(undone, ["c.png"], "b.png")
+    undone.discard()
+    folder.keep(put_back, ["c.png"])
+    assert put_back.put_back()
+    assert files_below(tmp_path) == {"a.png", "b.png", put_back.name}
+    with folder.removing(["b.png"]):
+        pass
+    assert files_below(tmp_path) == {"a.png", put_back.name}
+
+
+def test_files_come_to_another_disk_below_the_root_and_go_from_there(tmp_path, monkeypatch):
+    """No link leads into `usb`, which has a disk of its own."""
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    (tmp_path / "usb").mkdir()
+    real = ms.Place.link
+
+    def link(place: ms.Place, target: ms.Place) -> None:
+        paths = [os.readlink(f"/proc/self/fd/{each.folder}") for each in (place, target)]
+        if len({Path(path).is_relative_to(tmp_path / "usb") for path in paths}) == 2:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(place, target)
+
+    monkeypatch.setattr(ms.Place, "link", link)
+    content = random.Random(1).randbytes(300_000)
+    incoming = arrive(folder, content)
+    assert folder.keep(incoming, ["usb/a.png"]) == "usb/a.png"
+    incoming.discard(undo=False)
+    assert files_below(tmp_path) == {"usb/a.png"}
+    assert (tmp_path / "usb/a.png").read_bytes() == content
+    with pytest.raises(ValueError, match="commit"), folder.removing(["usb/a.png"]):
+        assert len(files_below(tmp_path / "usb")) == 2, "its mark is on the same disk"
+        raise ValueError("of the commit")
+    assert files_below(tmp_path) == {"usb/a.png"}
+    with folder.removing(["usb/a.png"]):
+        pass
     assert files_below(tmp_path) == set()
 
 
@@ -3796,6 +3855,7 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
+    assert (tmp_path / ".incoming").stat().st_mode & 0o777 == 0o700, "it is nobody else's yet"
     folder.keep(first, ["a.png"])
     status = os.fstat(first.file.fileno())
     assert status.st_nlink == 1  # nothing is left to change its ctime
@@ -4302,6 +4362,21 @@ def test_any_name_leads_to_its_own_object(bucket, store):
 def test_what_is_no_name_is_asked_of_no_bucket(bucket, name):
     with pytest.raises(ValueError, match="no file name"):
         bucket.stat(name)
+
+
+def test_whether_there_are_files_is_asked_of_the_disk_where_only_some_are_objects(
+    bucket, tmp_path
+):
+    place, client, root = bucket.place, bucket.client, tmp_path / "pictures"
+    options: Any = {"below": "media/", "make": False, "buffers": ms.WriteBuffers()}
+    library = ms.Bucket("library", root, place, client, **options)
+    assert not bucket.holds_files()
+    incoming = arrive(bucket, b"content")
+    bucket.keep(incoming, ["a.png"])
+    incoming.discard(undo=False)
+    assert (bucket.holds_files(), library.holds_files()) == (True, False)
+    fill(root, {"a.png": b"content"})
+    assert library.holds_files()
 
 
 def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
@@ -5800,6 +5875,24 @@ def test_a_backoff_ends_at_an_hour():
     assert waited[-3:] == [2560, 3600, 3600]
 
 
+@pytest.mark.parametrize(("decoders", "thumbnail"), [("those of today", 0), ("others", None)])
+def test_failed_thumbnails_are_tried_again_once_there_are_other_decoders(
+    settings_of, tmp_path, decoders, thumbnail
+):
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    with ms.opened_app(settings) as app:
+        today, index = app.thumbnails.description, app.index
+        asset = ms.Asset("a" * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
+        index.write(functools.partial(index.files.put, file=file, asset=asset))
+        index.assets.set_thumbnail(asset.sha256, made=False)
+        index.set_meta("decoders", today if decoders == "those of today" else decoders)
+        ms.recover_files(app)
+        assert index.files.get("library", "a.png")[1].thumbnail == thumbnail
+        assert index.get_meta("decoders") == today
+
+
 def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
     file, asset = decoding.index.files.get("library", "a.png")
     decoding.index.assets.set_thumbnail(asset.sha256, made=False)
@@ -5827,6 +5920,14 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
     assert decoding.states() == {"a.png": None, "b.png": None}
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1}
+
+
+@pytest.mark.parametrize("gone", ["a.png", ""])
+def test_a_picture_that_is_gone_is_the_next_scans_affair_unless_all_are_gone(decoding, gone):
+    lost = decoding.path / gone
+    lost.rename(lost.with_name("away"))
+    assert decoding.renditions.make_all() == bool(gone)
+    assert decoding.states() == {"a.png": None, "b.png": 1 if gone else None}
 
 
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
@@ -5861,6 +5962,13 @@ def test_a_scan_waits_as_long_as_it_is_told_or_until_it_is_wanted(scanning):
     assert 0.1 <= time.monotonic() - begun < DEADLINE
     scanning.scanner.request()
     scanning.scanner._wait(float("inf"))
+    assert not scanning.scanner._wanted.is_set(), "what is wanted once is done once"
+
+
+def test_thumbnails_that_are_wanted_once_are_made_once(scanning):
+    scanning.renditions.wanted.set()
+    scanning.renditions._wait(float("inf"))
+    assert not scanning.renditions.wanted.is_set()
 
 
 @pytest.mark.parametrize("away", ["folder", "disk below"])
@@ -5895,6 +6003,30 @@ def test_what_is_to_be_made_ahead_is_looked_for_when_no_more_uploads_come(
     renditions._wait(ms.math.inf)
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
+
+
+@pytest.mark.parametrize(
+    ("quiet", "begun", "pauses"),
+    [(0.25, [], [0.25]), (0.25, [0.125], [0.25, 0.125]), (9, [], [2]), (0, [], [])],
+)
+def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, quiet, begun, pauses):
+    """Uploads begin at 100 s, and when so many more have passed."""
+    now, slept = [100.0], list[float]()
+    thumbnails = ms.Thumbnails()
+    renditions, other_worker = (ms.Renditions(None, [], thumbnails) for _ in range(2))
+
+    def sleep(pause: float) -> None:
+        slept.append(pause)
+        for at in begun[: len(slept)]:
+            thumbnails.upload_at[0] = 100 + at
+        now[0] += pause
+
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(ms, "time", clock)
+    monkeypatch.setattr(ms, "QUIET_SECONDS", quiet)
+    other_worker.note_upload()
+    renditions._let_uploads_pass()
+    assert slept == pauses
 
 
 @pytest.mark.parametrize(
@@ -6995,11 +7127,11 @@ class EchoService:
     def __call__(self, head, peer):
         self.accepted.append(head.path)
         if head.path == "/wait":
-            self.going_on.wait(DEADLINE)
+            self.going_on.wait(2 * DEADLINE)  # longer than a client waits
         echo = Echo(head.path)
         if head.path.startswith("/deferred"):
             answer = echo.finish()
-            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(DEADLINE) and answer)
+            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(2 * DEADLINE) and answer)
             if not head.has_body:
                 return deferred
             echo.finish = lambda: deferred
@@ -7206,6 +7338,16 @@ def test_a_request_that_is_worked_on_has_no_deadline(bare_server):
         assert raw.answer().status == 200
 
 
+def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(get_line("/a"))
+        assert other.answer().body == b"/a"
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
@@ -7275,6 +7417,25 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
         bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_shares_are_counted_for_each_client_and_forgotten_with_the_last():
+    shares = ms.Shares("things", 3, 2)
+
+    def refused(client: str) -> int:
+        with pytest.raises(ms.HTTPError) as error:
+            shares.take(client)
+        return error.value.status
+
+    for client in "aab":
+        shares.take(client)
+    assert [refused("a"), refused("b"), refused("c")] == [429, 503, 503]
+    shares.give_back("a")
+    shares.take("a")
+    assert refused("a") == 429
+    for client in "aab":
+        shares.give_back(client)
+    assert (shares._all, shares._clients) == (0, {})
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
@@ -7349,7 +7510,7 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
-    assert len(app.hot) * 60_000 < ms.HOT_BYTES
+    assert ms.HOT_BYTES / 2 < len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
     hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
     ms.App.remember(app, f"/{999:060000}", hot)
@@ -7395,7 +7556,7 @@ def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeyp
     workers, others = ms.Workers("test", 1), ms.Workers("others", 1)
     begun, go_on, second, third = (threading.Event() for _ in range(4))
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
-    workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
+    workers.submit(lambda: begun.set() or go_on.wait(2 * DEADLINE))
     assert begun.wait(DEADLINE)
     workers.submit(second.set)
     workers.relieve(others)
@@ -7503,12 +7664,39 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
         assert raw.is_closed()
 
 
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_file_of_which_the_disk_must_be_asked_is_sent_by_threads_alone(
+    bare_server, monkeypatch, tmp_path, at_hand
+):
+    service, real, senders = bare_server.service, ms.Connection._send_slice, set[str]()
+    service.path, service.size = tmp_path / "large", 16 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
+
+    def send_slice(connection: ms.Connection, segment: ms.FileSlice) -> ms.FileSlice | None:
+        senders.add(threading.current_thread().name.partition("-")[0])
+        return real(connection, segment)
+
+    monkeypatch.setattr(ms.Connection, "_send_slice", send_slice)
+    monkeypatch.setattr(ms.FileSlice, "is_at_hand", lambda _: at_hand)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        raw._take_to(b"\r\n\r\n")
+        left = service.size - len(raw.received)
+        while left:
+            left -= len(raw.socket.recv(1 << 20))
+    assert senders == {"short", "Thread" if at_hand else "answer"}
+
+
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service = bare_server.service
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
-    bare_server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
+    unread = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+    assert bare_server.socket.getsockopt(*unread) == ms.UNREAD_SECONDS * 1000
+    bare_server.socket.setsockopt(*unread, 300)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
         raw._more()
