@@ -11,13 +11,13 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 48       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 49       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
 # upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 184    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 182    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -3387,7 +3387,7 @@ class Format(NamedTuple):
     mime_type: str
     others: str = ""  # extensions of such files
     uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
-    start: bytes = b""  # a pattern; none where `probe` has another way, or a parser tells
+    start: bytes = b""  # a pattern; none where `sniff` has another way, or the parser tells
     parse: Callable[[_Span, _Draft], None] = lambda file, draft: None
 
 
@@ -3464,6 +3464,16 @@ def formats_for(use: str) -> frozenset[str]:
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
+def sniff(head: bytes) -> Format | None:
+    """Return the format of the file that starts so."""
+    if match := _START.match(head):
+        return _KNOWN_STARTS[(match.lastindex or 0) - 1]
+    if _svg_root(head):
+        return FORMATS["svg"]
+    first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
+    return FORMATS[first[1].extension] if first and first[0] == 0 else None
+
+
 def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     """Return what a seekable file is and says of itself; `None` if it is no image, video, audio.
 
@@ -3480,15 +3490,9 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     if not head:
         file.seek(0)
         head = file.read(HEAD_BYTES)
-    if match := _START.match(head, 0, HEAD_BYTES):
-        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
-    elif _svg_root(head[:HEAD_BYTES]):
-        known = FORMATS["svg"]
-    else:
-        first = _first_frame(head[:HEAD_BYTES].lstrip(b"\0"))  # some encoders pad before it
-        if not first or first[0]:
-            return None
-        known = FORMATS[first[1].extension]
+    known = sniff(head[:HEAD_BYTES])
+    if known is None:
+        return None
     draft = _Draft(known.extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
         known.parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
@@ -8786,19 +8790,21 @@ class Scanner:
         while batch := list(itertools.islice(found, SCAN_BATCH)):
             failed = [each for each in batch if isinstance(each, str)]
             unreadable += failed
-            refused = self._put_batch([each for each in batch if isinstance(each, tuple)])
+            refused = self._put_each([each for each in batch if isinstance(each, tuple)])
             missed += len(failed) + refused
             self._advance(len(batch), 0, len(failed) + refused)
             self._renditions.wanted.set()
         return missed
 
-    def _put_batch(self, found: Sequence[Located]) -> int:
-        """Put files into the index; return how many were refused, which a later scan tries."""
+    def _put_each(self, found: Sequence[Located]) -> int:
+        """Put files into the index, together if that can be; return how many were refused."""
         try:
             self._put(found)
-        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:  # locked, full
+        except (sqlite3.Error, OSError) as error:  # locked, full: a later scan tries again
             warn(f"{len(found)} files are not in the index yet: {error}")
             return len(found)
+        except (ValueError, OverflowError):  # one of them has a value that cannot be stored
+            return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
     def _put(self, found: Sequence[Located], *, only_known: bool = False) -> None:
@@ -9839,7 +9845,6 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
@@ -9910,26 +9915,15 @@ class FileSlice:
         self.offset, self.count = self.offset + len(piece), self.count - len(piece)
         self.before = b"".join((self.before, piece))
 
-    def is_at_hand(self) -> bool:
-        """Return whether the next bytes are in memory: their first and last in the page cache."""
-        if not isinstance(self.file, io.FileIO):
-            return bool(self.before)
-        places = self.offset, self.offset + min(self.count, SEND_BYTES) - 1
-        return all(self._read_at_hand(bytearray(1), place) for place in places)
-
     def read_at_hand(self) -> bytes | None:
-        """Return all of it, if it is in memory."""
-        data = bytearray(self.count)
-        if self._read_at_hand(data, self.offset) < self.count:
-            return None
-        return b"".join((self.before, data))
-
-    def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
+        """Return all of it, if it is in the page cache."""
         assert isinstance(self.file, io.FileIO)
+        data = bytearray(self.count)
         try:
-            return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
+            count = os.preadv(self.file.fileno(), [data], self.offset, os.RWF_NOWAIT)
         except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
-            return 0
+            return None
+        return b"".join((self.before, data)) if count == self.count else None
 
 
 Segment = bytes | memoryview | FileSlice
@@ -10243,23 +10237,20 @@ class Connection:
     def send(self, *, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then.
 
-        Unless it `may_wait`, it leaves it to others to go on after a while (SENDING), and to a
-        thread where the disk would have to be read (WORKING).
+        Unless it `may_wait`, it leaves what is not in memory to a thread (WORKING). Whether a
+        file is in the page cache is not asked: threads send as fast, and side by side.
         """
-        sends = 0
+        assert self.response is not None
+        if not (may_wait or isinstance(self.response.body, bytes)):
+            return WORKING
         try:
             while (pending := self.pending or next(self.segments, None)) is not None:
                 self.pending = pending
-                if not may_wait and sends == FAIR_SENDS:
-                    return SENDING
-                sends += 1
-                if not isinstance(pending, FileSlice):
-                    sent = self.socket.send(pending)
-                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
-                elif may_wait or pending.is_at_hand():
+                if isinstance(pending, FileSlice):
                     self.pending = self._send_slice(pending)
                 else:
-                    return WORKING
+                    sent = self.socket.send(pending)
+                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
         except BlockingIOError:
             return SENDING
         self.pending = None  # and what it is a view of
@@ -10273,20 +10264,20 @@ class Connection:
 
     def _send_slice(self, segment: FileSlice) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
-        if not isinstance(segment.file, io.FileIO) and not segment.before:
-            segment.fetch(segment.file)
+        file = segment.file
+        if not isinstance(file, io.FileIO) and not segment.before:
+            segment.fetch(file)
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
             segment.before = memoryview(segment.before)[sent:]
-            return segment if segment.count or segment.before else None
-        assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
-        if not sent:
-            raise ConnectionAbortedError("the file became shorter while it was sent")
-        segment.offset += sent
-        segment.count -= sent
-        return segment if segment.count else None
+        if isinstance(file, io.FileIO) and segment.count and not segment.before:
+            count = min(segment.count, SEND_BYTES)
+            sent = os.sendfile(self.descriptor, file.fileno(), segment.offset, count)
+            if not sent:
+                raise ConnectionAbortedError("the file became shorter while it was sent")
+            segment.offset += sent
+            segment.count -= sent
+        return segment if segment.count or segment.before else None
 
     def acquire(self, limit: ClientLimit) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
@@ -10777,8 +10768,8 @@ class Server(ThreadingHTTPServer):
     # -- beginning and end
 
     def _accept(self, most: int = 64) -> None:
-        """Take in who has come; where there are other workers, one a turn: the next is theirs."""
-        for _ in range(most if self.parent is None or self.stopping else 1):
+        """Take in who has come."""
+        for _ in range(most):
             try:
                 sock, address = self.socket.accept()
             except OSError as error:  # nobody is there, or is gone already
@@ -11183,8 +11174,6 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
 class Catalogue(NamedTuple):
     """What the gallery shows of one choice: its groups in their order, and what each has."""
 
-    version: str | None  # of the library
-    good_until: float  # on the monotonic clock, though the library has changed
     groups: dict[str, bytes]  # compressed JSON of the items
     summary: dict[str, Any]
 
@@ -11198,25 +11187,21 @@ class Catalogues:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+        # Each with the library's version, and until when it is good though that has changed
+        self._kept: dict[tuple[Any, ...], tuple[Catalogue, str | None, float]] = {}
 
-    def get(
-        self, index: Index, key: tuple[Any, ...],
-        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
-    ) -> Catalogue:  # fmt: skip
-        """Return the catalogue of a choice, made by `make` (its groups and summary) if need be."""
+    def get(self, index: Index, key: tuple[Any, ...], make: Callable[[], Catalogue]) -> Catalogue:
+        """Return the catalogue of a choice, made by `make` if need be."""
         with self._lock:
-            version, now = index.files.library_version(), time.monotonic()
-            found = self._kept.pop(key, None)
-            if found is None or (found.version != version and now > found.good_until):
-                groups, summary = make()
-                ended = time.monotonic()
+            now, version = time.monotonic(), index.files.library_version()
+            catalogue, known, good_until = self._kept.pop(key, (None, None, 0.0))
+            if catalogue is None or (known != version and now > good_until):
+                catalogue, known, ended = make(), version, time.monotonic()
                 good_until = ended + CATALOGUE_REST * (ended - now)
-                found = Catalogue(version, good_until, groups, summary)
             while len(self._kept) >= MAX_CATALOGUES:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = found
-            return found
+            self._kept[key] = catalogue, known, good_until
+            return catalogue
 
 
 class HotFile:
@@ -16401,9 +16386,7 @@ def group_items(items: Iterable[GalleryItem], order: str) -> Iterator[tuple[str,
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(
-    items: Iterable[GalleryItem], query: Mapping[str, Any]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def make_catalogue(items: Iterable[GalleryItem], query: Mapping[str, Any]) -> Catalogue:
     """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
@@ -16417,7 +16400,8 @@ def make_catalogue(
         about.append([key, len(values), sum(item[3] for item in values), tag])
         folders.update(item[1].rpartition("/")[0] for item in values)
     named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
-    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+    summary = {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+    return Catalogue(groups, summary)
 
 
 def open_album(
@@ -16464,7 +16448,7 @@ def list_items(app: App, request: Request) -> Response:
     if album is None:
         library = open_library(app, query)
         key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
-        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+        groups, summary = app.catalogues.get(app.index, key, make)
     else:  # a few items, and nobody knows when they change
         items, albums, path = open_album(app, request, album)
         groups, summary = make_catalogue(items, query)

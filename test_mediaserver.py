@@ -4464,11 +4464,11 @@ def test_an_object_gets_no_other_name(bucket):
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    request, answer = ms.S3Request("GET", "family", "a.png"), ms.S3Answer(200, {}, b"", None, None)
+    request = ms.S3Request("GET", "family", "a.png")
     for fine in (200, 206):
-        ms.check_answer(request, answer._replace(code=fine))
+        ms.check_answer(request, ms.S3Answer(fine, {}, b"", None, None))
     with pytest.raises(OSError) as caught:
-        ms.check_answer(request, answer._replace(code=code, body=body))
+        ms.check_answer(request, ms.S3Answer(code, {}, body, None, None))
     assert caught.value.errno == error
 
 
@@ -5984,27 +5984,6 @@ def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away)
     assert time.monotonic() < begun + DEADLINE / 2
 
 
-@pytest.mark.parametrize("seconds", [float("inf"), 0])
-def test_what_is_to_be_made_ahead_is_looked_for_when_no_more_uploads_come(
-    monkeypatch, tmp_path, seconds
-):
-    index = ms.open_index(tmp_path / "index")
-    thumbnails, pauses = ms.Thumbnails(), list[float]()
-    renditions = ms.Renditions(index, [], thumbnails)
-
-    def sleep(pause: float) -> None:
-        pauses.append(pause)
-        thumbnails.is_over = True
-
-    monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
-    monkeypatch.setattr(ms.time, "sleep", sleep)
-    ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
-    renditions.wanted.set()
-    renditions._wait(ms.math.inf)
-    assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
-    index.close()
-
-
 @pytest.mark.parametrize(
     ("quiet", "begun", "pauses"),
     [(0.25, [], [0.25]), (0.25, [0.125], [0.25, 0.125]), (9, [], [2]), (0, [], [])],
@@ -6027,6 +6006,16 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, quiet,
     other_worker.note_upload()
     renditions._let_uploads_pass()
     assert slept == pauses
+
+
+def test_what_is_to_be_made_ahead_is_looked_for_when_no_more_uploads_come(monkeypatch):
+    renditions, waited = ms.Renditions(None, [], ms.Thumbnails()), list[bool]()
+    monkeypatch.setattr(
+        renditions, "_let_uploads_pass", lambda: waited.append(renditions.wanted.is_set())
+    )
+    renditions.wanted.set()
+    renditions._wait(ms.math.inf)
+    assert waited == [True]
 
 
 @pytest.mark.parametrize(
@@ -7569,23 +7558,6 @@ def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeyp
     assert third.wait(DEADLINE)
 
 
-@pytest.mark.parametrize(
-    ("missing", "at_hand"), [(None, True), (3, False), (ms.SEND_BYTES + 2, False), (-1, True)]
-)
-def test_a_file_is_at_hand_where_the_first_and_last_byte_of_what_is_sent_next_are(
-    monkeypatch, missing, at_hand
-):
-    def preadv(descriptor: int, buffers: Any, offset: int, flags: int) -> int:
-        assert flags == os.RWF_NOWAIT
-        if offset == missing:
-            raise BlockingIOError
-        return 1
-
-    monkeypatch.setattr(os, "preadv", preadv)
-    with open(os.devnull, "rb", buffering=0) as file:
-        assert ms.FileSlice(file, 3, ms.SEND_BYTES + 7).is_at_hand() == at_hand
-
-
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
     bare_server.connections.most_descriptors = 0
     with Raw(bare_server) as raw:
@@ -7662,31 +7634,6 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
     set_patience(monkeypatch, 0.1)
     with Raw(bare_server) as raw:
         assert raw.is_closed()
-
-
-@pytest.mark.parametrize("at_hand", [True, False])
-def test_a_file_of_which_the_disk_must_be_asked_is_sent_by_threads_alone(
-    bare_server, monkeypatch, tmp_path, at_hand
-):
-    service, real, senders = bare_server.service, ms.Connection._send_slice, set[str]()
-    service.path, service.size = tmp_path / "large", 16 << 20
-    with open(service.path, "wb") as file:
-        file.truncate(service.size)
-
-    def send_slice(connection: ms.Connection, segment: ms.FileSlice) -> ms.FileSlice | None:
-        senders.add(threading.current_thread().name.partition("-")[0])
-        return real(connection, segment)
-
-    monkeypatch.setattr(ms.Connection, "_send_slice", send_slice)
-    monkeypatch.setattr(ms.FileSlice, "is_at_hand", lambda _: at_hand)
-    with Raw(bare_server) as raw:
-        raw.send(get_line("/file"))
-        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
-        raw._take_to(b"\r\n\r\n")
-        left = service.size - len(raw.received)
-        while left:
-            left -= len(raw.socket.recv(1 << 20))
-    assert senders == {"short", "Thread" if at_hand else "answer"}
 
 
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
@@ -7804,18 +7751,6 @@ def test_a_worker_that_fails_says_why(capfd):
     process = ms.fork_worker([], lambda: {}["nothing"])
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
     assert "KeyError: 'nothing'" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(("alone", "taken"), [(True, 3), (False, 1)])
-def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
-    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
-    bare.parent = None if alone else bare.socket
-    with bare.socket, contextlib.ExitStack() as stack:
-        stack.callback(close_bare, bare)
-        for _ in range(3):
-            stack.enter_context(socket.create_connection(bare.socket.getsockname(), DEADLINE))
-        bare._accept()
-        assert len(bare.connections.held) == taken
 
 
 # -- What a crash, a stop or a large file does
@@ -13088,7 +13023,7 @@ def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path)
     transfer.feed(memoryview(bytes(300)))
     transfer.pause()  # what has come is not much, and so not saved yet
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(uploads.at_rest, begun)
+        asking = pool.submit(uploads.wait_until_saved, begun)
         transfer.discard()
         assert asking.result().received == 300
     index.close()
