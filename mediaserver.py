@@ -3788,14 +3788,10 @@ SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes 
 FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
 
 
-def clamp(number: int) -> int:
-    """Return the nearest number that SQLite can hold and compare with."""
-    return max(-MAX_BYTES, min(number, MAX_BYTES))
-
-
 def state_of(status: os.stat_result) -> FileState:
     """Return size, mtime_ns and ctime of a file; another state is another content."""
-    return status.st_size, clamp(status.st_mtime_ns), status.st_ctime  # a clock may be far off
+    mtime_ns = max(-MAX_BYTES, min(status.st_mtime_ns, MAX_BYTES))  # a clock may be far off
+    return status.st_size, mtime_ns, status.st_ctime
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
@@ -5009,6 +5005,11 @@ class MediaRecords(OwnedTable[MediaRecord]):
         """Forget a record; return the path of its file, if it had one."""
         path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", key, db=db)
         return [path] if path else []
+
+
+def clamp(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
 
 
 class Entities(Table):
