@@ -11,13 +11,13 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 49       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 49       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
-#                File.matches, remember_hot, content_response) -> Application.finish
+#                File.matches, remember_hot, content_response) -> Dispatcher.finish
 # upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 182    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 183    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -9102,10 +9102,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
     length = _parse_content_length(headers)
     chunked = _parse_transfer_encoding(headers, version)
     return RequestHead(
-        *("", "", "", ""),
-        version=version,
-        headers=headers,
-        host=_parse_host(headers, version),
+        "", "", "", "", version, headers, _parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
         content_length=length,
         chunked=chunked,
@@ -9113,7 +9110,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
-    )
+    )  # fmt: skip
 
 
 _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.lru_cache(256)(
@@ -10826,7 +10823,7 @@ class Server(ThreadingHTTPServer):
 # ======================================================================================
 # One declaration gives a route, who may call it, which fields it reads and what it answers;
 # the fields are parsed and checked, and an uploaded file is received, before its handler
-# runs. `Application` turns a request into an answer: route, principal, access, fields,
+# runs. `Dispatcher` turns a request into an answer: route, principal, access, fields,
 # handler. It is also the one place where an exception becomes an answer.
 
 MAX_TEXT_BYTES = 1 << 20  # JSON, a form, or the text fields of a multipart form together
@@ -10889,7 +10886,7 @@ class Field(NamedTuple):
     help: str = ""
 
 
-class Upload(NamedTuple):
+class UploadSpec(NamedTuple):
     """The file of a multipart form, and what of it is checked before it is received whole."""
 
     folder: str  # of App.folders, where it arrives
@@ -10905,7 +10902,7 @@ class BodySpec(NamedTuple):
 
     kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
     fields: tuple[Field, ...] = ()
-    upload: Upload | None = None
+    upload: UploadSpec | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
@@ -11376,7 +11373,7 @@ class ResumableUploads:
         """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
         return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
 
-    def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
+    def add(self, owner: str, target: str, upload: UploadSpec, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
         folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
@@ -12054,7 +12051,7 @@ def open_body(
 def body_in_words(spec: BodySpec) -> str:
     """Return what an endpoint reads, in words.
 
-    >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
+    >>> body_in_words(BodySpec(("multipart", "file"), upload=UploadSpec("library", "")))
     'multipart/form-data with the file in its field "file" or the file itself as the body'
     """
     kinds = [BODY_TYPES.get(kind, "the file itself as the body") for kind in spec.kinds]
@@ -12118,7 +12115,7 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     return fields
 
 
-def no_file(upload: Upload) -> FieldError:
+def no_file(upload: UploadSpec) -> FieldError:
     """Return the problem of a text in the place of a file."""
     return FieldError("body", upload.name, "must be a file, not a text", "file")
 
@@ -12229,7 +12226,7 @@ class FileBody(BodyReader):
     Its name is the last of the URL's path, with the extension of its content.
     """
 
-    def __init__(self, request: Request, upload: Upload) -> None:
+    def __init__(self, request: Request, upload: UploadSpec) -> None:
         limit = upload_limit(request, upload)
         if (request.head.content_length or 0) > limit.size:
             raise HTTPError(413, limit.sentence)
@@ -12262,7 +12259,7 @@ def last_segment(path: str) -> str:
     return unquote(path.rstrip("/").rpartition("/")[2])
 
 
-def upload_limit(request: Request, upload: Upload | None) -> Limit:
+def upload_limit(request: Request, upload: UploadSpec | None) -> Limit:
     """Return what a body's file may have: by its setting, its token and the room there is."""
     settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
@@ -12305,7 +12302,7 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
         raise ValidationError(FieldError("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Incoming:
+def begin_upload(request: Request, upload: UploadSpec, filename: str, limit: Limit) -> Incoming:
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
@@ -12315,7 +12312,7 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(request: Request, upload: Upload, filename: str | None) -> None:
+def check_upload(request: Request, upload: UploadSpec, filename: str | None) -> None:
     """Refuse a file whose name, if it has one, or place refuses it."""
     if filename is not None:
         parse_value(Field(upload.name), filename, "body")
@@ -12575,7 +12572,7 @@ def log_refusal(request: Request, error: HTTPError) -> None:
     warn(f"refused {printable_line(about)}")
 
 
-class Application(Service):
+class Dispatcher(Service):
     """Requests in, answers out."""
 
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
@@ -13244,7 +13241,7 @@ def check_extension(name: str, extensions: Set[str]) -> str:
 # -- Media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
-MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=UploadSpec(
     "library", "max_upload_bytes", check_name=lambda _, name: check_extension(name, MEDIA_TYPES)
 ))  # fmt: skip
 
@@ -13434,7 +13431,8 @@ def library_name(request: Request, filename: str) -> str:
 
 
 LIBRARY_UPLOAD = BodySpec(
-    ("multipart", "file"), upload=Upload("library", "max_upload_bytes", check_name=library_name)
+    ("multipart", "file"),
+    upload=UploadSpec("library", "max_upload_bytes", check_name=library_name),
 )
 
 
@@ -13474,7 +13472,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload(
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=UploadSpec(
     "images", "max_upload_bytes", check_name=lambda _, name: split_image_name(name)
 ))  # fmt: skip
 
@@ -13930,7 +13928,7 @@ def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[FieldError]:
         yield FieldError("body", "type", f'The file is of type "{kind}", not "{given}".')
 
 
-RECORD_UPLOAD = Upload("users", "max_media_bytes", required=False)
+RECORD_UPLOAD = UploadSpec("users", "max_media_bytes", required=False)
 MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, RECORD_UPLOAD, check=check_media_form)
 NEW_MEDIA_BODY = MEDIA_BODY._replace(
     fields=tuple(item._replace(required=item.required or item.or_upload) for item in MEDIA_FIELDS)
@@ -14331,7 +14329,7 @@ ENTITY_TEXTS = (
     Field("description", blank="not sent"),
     Field("parent_id", "integer", blank="not sent", help="a collection"),
 )
-ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
+ENTITY_UPLOAD = UploadSpec("entities", "max_media_bytes", "image", required=False, md5=True)
 IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
 ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
 
@@ -14922,7 +14920,7 @@ def open_guest_form(request: Request, token: str) -> BodyReader | None:
 
 
 GUEST_UPLOADS = {
-    "folder": Upload("library", "max_upload_bytes"),
+    "folder": UploadSpec("library", "max_upload_bytes"),
     "collection": RECORD_UPLOAD._replace(required=True),
     "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
 }
@@ -15156,7 +15154,7 @@ def find_target(request: Request, family: str) -> Route:
     return target
 
 
-def form_of(target: Route) -> tuple[BodySpec, Upload]:
+def form_of(target: Route) -> tuple[BodySpec, UploadSpec]:
     """Return what the body of an upload's route has, and which of it is the file."""
     assert target.body is not None and target.body.upload is not None
     return target.body, target.body.upload
@@ -15285,11 +15283,11 @@ def format_limit(app: App, upload: OpenUpload) -> str:
 
 def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     """Return how far an upload is, in the words of both protocols."""
-    name = "Upload-Defer-Length" if upload.length is None else "Upload-Length"
+    length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
     return {
         "Upload-Offset": str(upload.received),
         "Upload-Complete": f"?{upload.answer is not None:d}",
-        name: "1" if upload.length is None else str(upload.length),
+        **(length or {"Upload-Defer-Length": "1"}),
         "Upload-Expires": format_date(upload.expires_at),
         "Upload-Limit": format_limit(app, upload),
         **NO_STORE,
@@ -20764,7 +20762,7 @@ def run_server(shared: Shared, number: int = 0, parent: socket.socket | None = N
     app = App(settings, index, thumbnails, progress, meter=meter)
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings=settings)
-    server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
+    server = Server(listener.dup(), Dispatcher(app, ROUTES), limit_descriptors())
     server.parent = parent
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)

@@ -2147,7 +2147,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
         once = scoped("read", uses=1, key=app.auth.scoped_key)
-        application = ms.Application(app, ms.ROUTES)
+        application = ms.Dispatcher(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
         running.port = running.socket.getsockname()[1]
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
@@ -4464,11 +4464,11 @@ def test_an_object_gets_no_other_name(bucket):
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    request = ms.S3Request("GET", "family", "a.png")
+    request, answer = ms.S3Request("GET", "family", "a.png"), ms.S3Answer(200, {}, b"", None, None)
     for fine in (200, 206):
-        ms.check_answer(request, ms.S3Answer(fine, {}, b"", None, None))
+        ms.check_answer(request, answer._replace(code=fine))
     with pytest.raises(OSError) as caught:
-        ms.check_answer(request, ms.S3Answer(code, {}, body, None, None))
+        ms.check_answer(request, answer._replace(code=code, body=body))
     assert caught.value.errno == error
 
 
@@ -6033,7 +6033,7 @@ def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp
     head = head.replace(b"POST", b"PUT", 1) if "/image/" in path else head
     with ms.opened_app(settings) as app:
         assert not app.thumbnails.upload_at[0]
-        begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        begun = ms.Dispatcher(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
         assert isinstance(begun, ms.Exchange)
         begun.abandon()
         assert app.thumbnails.upload_at[0]
@@ -7683,8 +7683,10 @@ def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
 def worker_ids(server: Server) -> list[int]:
     """The children that are as nice as their parent; the decoders' host is nicer."""
 
-    def niceness(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16])
+    def niceness(pid: int) -> int | None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended since it was listed
+            return os.getpriority(os.PRIO_PROCESS, pid)
+        return None
 
     parent = server.process.pid
     children = Path(f"/proc/{parent}/task/{parent}/children")
@@ -8497,7 +8499,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
-        application = ms.Application(app, ms.ROUTES)
+        application = ms.Dispatcher(app, ms.ROUTES)
         calls: Counter[str] = Counter()
 
         def count(frame: Any, event: str, _: object) -> None:
@@ -13018,7 +13020,7 @@ def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path)
     uploads = ms.ResumableUploads(index, {"images": folder}, 60)
     fields = headers(tus_resumable="1.0.0", upload_length="500", upload_offset="0")
     head = ms.parse_upload_head(fields)
-    begun = uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    begun = uploads.add("x", "images", ms.UploadSpec("images", "max_upload_bytes"), head)
     transfer = ms.Transfer(uploads, begun, head, ms.Limit(500, ""), md5=False)
     transfer.feed(memoryview(bytes(300)))
     transfer.pause()  # what has come is not much, and so not saved yet
@@ -13288,7 +13290,7 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, ca
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     uploads = ms.ResumableUploads(index, {"images": folder}, 0)
     head = ms.parse_upload_head(headers(tus_resumable="1.0.0", upload_length="5"))
-    uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    uploads.add("x", "images", ms.UploadSpec("images", "max_upload_bytes"), head)
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0.01)
     stopping, faults = threading.Event(), [KeyError("x"), OSError("y")]
 
