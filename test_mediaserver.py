@@ -26,6 +26,7 @@ import json
 import mmap
 import os
 import py_compile
+import queue
 import random
 import re
 import resource
@@ -2179,7 +2180,7 @@ def test_the_token_command_makes_scoped_tokens(server, tmp_path, options, claims
     command = ["token", *options, "--storage_dir", server.storage]
     token = run_program(*command, cwd=tmp_path, **SECRETS).stdout.strip()
     made = claims_of(token)
-    assert 0 <= time.time() + seconds - made.pop("exp") < 60
+    assert 0 <= time.time() + seconds - made.pop("exp") < DEADLINE
     assert len(made.pop("jti")) == 16
     assert made == {"token_type": "scoped", **claims}
     assert server.get(f"/health?token={token}").status == 200
@@ -3121,11 +3122,19 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def takes_less(seconds: float, work: Callable[[], object]) -> bool:
+    """Whether one of three calls takes less CPU: others' garbage may be collected in one."""
+    for _ in range(3):
+        start = time.thread_time()
+        work()
+        if time.thread_time() - start < seconds:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_little_time_and_memory(name: str) -> None:
-    start = time.thread_time()
-    probe(HOSTILE[name])
-    assert time.thread_time() - start < 0.3  # is 0.04 at the most; the rest is for slow machines
+    assert takes_less(0.3, lambda: probe(HOSTILE[name]))  # 0.04 at the most, where this was made
     tracemalloc.start()
     try:
         probe(HOSTILE[name])
@@ -3233,12 +3242,7 @@ def test_every_pattern_is_linear() -> None:
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
         for text in {*attacks(pattern, 1 << 12)}:
-            for _ in range(3):  # the garbage of all tests may be collected in between
-                start = time.thread_time()
-                run(text)
-                if time.thread_time() - start < 0.03:  # is 0.001 at the most
-                    break
-            else:
+            if not takes_less(0.03, functools.partial(run, text)):  # it takes 0.001 at the most
                 slow.append((place, way, text[:40]))
     assert slow == []
 
@@ -8583,7 +8587,7 @@ def test_an_upload_is_served_as_what_its_content_is(server, extension, make, mim
     assert headers["ETag"] == f'"{sha256(content)}"'
     assert headers["Accept-Ranges"] == "bytes"
     assert headers["Cache-Control"] == "public, max-age=3600"
-    assert abs(ms.parse_date(headers["Last-Modified"]) - time.time()) < 60
+    assert abs(ms.parse_date(headers["Last-Modified"]) - time.time()) < DEADLINE
     assert (server.storage / "media" / value["filename"]).read_bytes() == content
     by_hash = server.get(f"/image/{sha256(content)}")  # part of the library, too
     assert by_hash.body == content
@@ -8606,6 +8610,11 @@ def test_what_is_no_image_by_name_or_content_is_400_and_leaves_nothing(server, f
     assert answer.status == 400
     assert set(answer.json) == {"detail"}
     assert files_below(server.storage) <= before
+
+
+def seconds_of(text: str) -> float:
+    """Unix seconds of a time in JSON."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def files_below(folder: Path) -> set[str]:
@@ -8655,7 +8664,7 @@ def test_the_list_is_newest_first(five):
     assert set(first) == {"filename", "url", "size", "content_type", "uploaded_at"}
     assert first["url"] == f"{running.url}/media/{names[0]}"
     assert first["content_type"] == "image/png"
-    assert abs(first["uploaded_at"] - time.time()) < 60
+    assert abs(first["uploaded_at"] - time.time()) < DEADLINE
 
 
 @pytest.mark.parametrize(
@@ -10079,7 +10088,7 @@ def test_a_clash_adds_the_time_and_never_overwrites(server):
     name = server.store(second, f"{stem}.png").json["stored_as"]
     assert re.fullmatch(rf"{stem}_\d{{8}}T\d{{12}}Z\.png", name)
     stamp = time.strptime(name.split("_")[1][:15], "%Y%m%dT%H%M%S")
-    assert abs(calendar.timegm(stamp) - time.time()) < 60
+    assert abs(calendar.timegm(stamp) - time.time()) < DEADLINE
     assert server.get(f"/image/{stem}.png", **OWNER).body == first
     assert server.get(f"/image/{name}", **OWNER).body == second
 
@@ -10894,9 +10903,12 @@ def test_a_throttled_login_costs_no_scrypt_and_outlives_a_crash(start):
     assert failures(running, "ghost", ["x"] * 5) == [401] * 5
     running.kill()
     running = start()
-    before = processor_seconds(running.process.pid)
+    running.scanned()
+    begun = time.thread_time()
+    ms.hash_password("x" * 8)
+    one, before = time.thread_time() - begun, processor_seconds(running.process.pid)
     assert failures(running, "ghost", ["y"] * 20) == [429] * 20
-    assert processor_seconds(running.process.pid) - before < 0.5  # twenty scrypts take over one
+    assert processor_seconds(running.process.pid) - before < 10 * one
     database = sqlite3.connect(running.data / "index.sqlite3", isolation_level=None)
     database.execute("UPDATE login_failure SET failed_at = failed_at - 901")
     assert failures(running, "ghost", ["y"]) == [401]
@@ -11680,7 +11692,7 @@ def test_a_signature_is_good_for_one_record_one_hour_and_nothing_else(server, dj
     url = urlsplit(one["file"])
     assert f"{url.scheme}://{url.netloc}" == server.url
     query = dict(part.split("=") for part in url.query.split("&"))
-    assert abs(int(query["expires"]) - time.time() - 3600) < 60
+    assert abs(int(query["expires"]) - time.time() - 3600) < DEADLINE
     bad = [
         (url.path, {**query, "expires": str(int(query["expires"]) + 1)}),
         (url.path, {**query, "signature": query["signature"][::-1]}),
@@ -13075,7 +13087,7 @@ def test_creation_tells_all_that_a_client_needs_to_go_on(server):
     begun = server.request("POST", "/files", headers=fields)
     assert begun.headers["Location"].startswith(f"{server.url}/files/")
     expires = ms.parse_date(begun.headers["Upload-Expires"])
-    assert abs(expires - time.time() - 86400) < 60
+    assert abs(expires - time.time() - 86400) < DEADLINE
     head = server.request("HEAD", local(begun.headers["Location"]), headers={**OWNER, **TUS})
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Upload-Metadata"] == fields["Upload-Metadata"]
@@ -13533,8 +13545,7 @@ def test_a_link_s_thumbnails_are_shown(wedding, pillow):
 
 def test_links_are_listed_ended_and_end_by_themselves(wedding):
     made = share(wedding, kind="folder", target="a")
-    ends = datetime.fromisoformat(made["expires_at"].replace("Z", "+00:00")).timestamp()
-    assert abs(ends - time.time() - 30 * 86400) < 60
+    assert abs(seconds_of(made["expires_at"]) - time.time() - 30 * 86400) < DEADLINE
     assert share(wedding, kind="folder", target="a", expires_in=0)["expires_at"] is None
     short = share(wedding, kind="folder", target="a", expires_in=1)
     listed = wedding.call("GET", "/shares", headers=OWNER)[1]
@@ -16163,7 +16174,7 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     (share,) = user.call("GET", "/shares")[1]
     assert share["url"] == link
     assert (share["title"], share["has_password"], share["upload"]) == ("<b>Sommer", True, True)
-    assert share["expires_at"][:10] == time.strftime("%Y-%m-%d", time.gmtime(time.time() + 172800))
+    assert abs(seconds_of(share["expires_at"]) - time.time() - 2 * 86400) < DEADLINE
     browser.run("window.prompt = (_, url) => { window.copied = url; }")
     browser.run("navigator.clipboard.writeText = async () => { throw new Error(); }")
     browser.click("#login [title='Copy link']")
@@ -17667,48 +17678,61 @@ def test_an_ipv6_client_counts_by_its_64(tmp_path, certificate, limited, client)
 # -- systemd
 
 
+class Manager:
+    """What systemd hears; it listens all the time, as the kernel keeps ten messages at most."""
+
+    def __init__(self) -> None:
+        self.name = f"mediaserver-test-{unique().decode()}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{self.name}")
+        self._heard: queue.Queue[str] = queue.Queue()
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(4096).decode():
+            self._heard.put(message)
+
+    def close(self) -> None:
+        self._socket.sendto(b"", f"\0{self.name}")
+        self._thread.join()
+        self._socket.close()
+
+    def hear(self, wanted: str, seconds: float = DEADLINE) -> str:
+        """The next message that begins like this; only the watchdog may be told before it."""
+        while not (message := self._heard.get(timeout=seconds)).startswith(wanted):
+            assert message == "WATCHDOG=1"
+        return message
+
+
 @pytest.fixture
-def manager() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(f"\0mediaserver-test-{unique().decode()}")
-        listening.settimeout(DEADLINE)
-        yield listening
-
-
-def hear(manager: socket.socket, wanted: str) -> str:
-    while True:
-        message = manager.recv(4096).decode()
-        if message.startswith(wanted):
-            return message
-        assert message == "WATCHDOG=1", message
+def manager() -> Iterator[Manager]:
+    with contextlib.closing(Manager()) as made:
+        yield made
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_systemd_is_told_each_change_of_state(start, manager, workers):
-    address = manager.getsockname()
-    name = "@" + (address if isinstance(address, str) else address.decode())[1:]
-    running = start("--workers", workers, notify_socket=name, watchdog_usec="400000")
-    hear(manager, "READY=1")
+    running = start("--workers", workers, notify_socket=f"@{manager.name}", watchdog_usec="400000")
+    manager.hear("READY=1")
     for _ in range(2):
-        hear(manager, "WATCHDOG=1")
+        manager.hear("WATCHDOG=1")
     running.process.send_signal(signal.SIGHUP)
-    now = int(hear(manager, "RELOADING=1\nMONOTONIC_USEC=").rpartition("=")[2])
+    now = int(manager.hear("RELOADING=1\nMONOTONIC_USEC=").rpartition("=")[2])
     assert abs(now - time.monotonic_ns() // 1000) < DEADLINE * 10**6
-    hear(manager, "READY=1")
+    manager.hear("READY=1")
     if workers == "2":  # a worker that hangs silences the watchdog
         workers = worker_ids(running)
         assert len(workers) == 2
         for process in workers:
             os.kill(process, signal.SIGSTOP)
-        manager.settimeout(0.8)
-        with pytest.raises(TimeoutError):
-            while True:
-                manager.recv(4096)
+        with pytest.raises(queue.Empty):
+            for _ in range(100):
+                manager.hear("WATCHDOG=1", 0.8)
         for process in workers:
             os.kill(process, signal.SIGCONT)
-        manager.settimeout(DEADLINE)
     running.process.send_signal(signal.SIGTERM)
-    hear(manager, "STOPPING=1")
+    manager.hear("STOPPING=1")
     assert running.process.wait(DEADLINE) == 0
 
 
