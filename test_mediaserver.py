@@ -15633,8 +15633,17 @@ class Browser:
     def drop(self, *paths: Path) -> None:
         """Drag files and folders over the page, and drop them."""
         data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
-        for kind in ("dragEnter", "dragOver", "drop"):
-            self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+        def drag(*kinds: str) -> None:
+            for kind in kinds:
+                self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+        def is_over() -> bool:
+            drag("dragEnter", "dragOver")
+            return self.run("return !document.querySelector('#drop').hidden")
+
+        wait_until(is_over, "the page to say where to drop")  # before, it takes nothing
+        drag("drop")
 
     def find_flaws(self, theme: str) -> list[str]:
         """What axe-core finds wrong with the page as it is, in a theme."""
