@@ -11,15 +11,15 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 50       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 49       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 208    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 182    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
-# accounts, 42   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+# accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
@@ -117,13 +117,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
+    from _hashlib import HASH as Hash
     from concurrent.futures import Future
     from typing import IO, TextIO
 
@@ -338,15 +339,15 @@ class Setting(NamedTuple):
     parse: Callable[[str], Any] = str
     shown: str = ""  # the default as the documentation shows it, where that is not the value
     secret: bool = False  # no option
-    made: bool = False  # once, where it is not given
+    is_generated: bool = False  # once, where it is not given
     environment: bool = True  # also read from the environment and .env
-    empty: bool = False  # an empty value means something
+    may_be_empty: bool = False  # an empty value means something
 
 
 setting: Any = Setting  # which stands in the place of a value of another type
 flag = functools.partial(setting, parse=parse_boolean)
 secret = functools.partial(setting, "", parse=parse_secret, secret=True)
-generated = functools.partial(secret, shown="generated", made=True)
+generated = functools.partial(secret, shown="generated", is_generated=True)
 folder = functools.partial(setting, Path(), parse=parse_path)  # its default is made of others
 
 
@@ -451,7 +452,7 @@ class Settings(NamedTuple):
     )
     cors_allow_origins: tuple[str, ...] = setting(
         ("*",), "comma-separated origins; empty turns CORS off", parse_origins, shown="*",
-        empty=True,
+        may_be_empty=True,
     )  # fmt: skip
     log_format: str = setting(
         "none",
@@ -472,16 +473,13 @@ class Settings(NamedTuple):
     )  # fmt: skip
     s3_redirect: bool = flag(False, "answer reads of objects with signed URLs of the store")
 
-    @classmethod
-    def table(cls) -> Iterator[tuple[str, Any, Setting]]:
-        """Yield name, default and description of each setting, as the documentation has them."""
-        for name, spec in cls._field_defaults.items():
-            yield name, spec.default, spec
-
     @property
     def secrets_file(self) -> Path:
         """Return where the generated secrets are kept."""
         return self.database_dir / "secrets.env"
+
+
+SETTINGS: Mapping[str, Setting] = Settings._field_defaults  # in the documentation's order
 
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
@@ -561,7 +559,7 @@ def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> 
     """Tell of what was meant as a setting, but is read by nobody."""
     import difflib  # only for names that are no settings
 
-    table = {name.upper(): spec for name, _, spec in Settings.table()}
+    table = {name.upper(): spec for name, spec in SETTINGS.items()}
     for name in dotenv:
         if name in table and not table[name].environment:
             warn(f".env: {name} has no effect there; give --{name.lower()}")
@@ -582,21 +580,23 @@ def load_settings(
     Raises SettingError with the setting's name for a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    for name, default, spec in Settings.table():
+    for name, spec in SETTINGS.items():
         label = name.upper()
         layers = [options.get(name)]
         if spec.environment:
             layers += [environment.get(label), dotenv.get(label)]
-        given = [text for text in layers if text or (text == "" and (spec.secret or spec.empty))]
+        given = [
+            text for text in layers if text or (text == "" and (spec.secret or spec.may_be_empty))
+        ]
         try:
-            values[name] = spec.parse(given[0]) if given else default
+            values[name] = spec.parse(given[0]) if given else spec.default
         except ValueError as error:
             raise SettingError(label, str(error)) from None
     if values["storage_dir"] == Path():
         raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
     if values["database_dir"] == Path():
         values["database_dir"] = values["storage_dir"] / ".mediaserver"
-    for name, _, spec in Settings.table():
+    for name, spec in SETTINGS.items():
         if values[name] == Path():
             values[name] = values["database_dir"] / spec.shown.rpartition("DATA/")[2]
     check_folders(values)
@@ -641,11 +641,11 @@ def overlap(one: Path | S3Place, other: Path | S3Place) -> bool:
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     """Return settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    names = [name for name, _, spec in Settings.table() if spec.made]
+    names = [name for name, spec in SETTINGS.items() if spec.is_generated]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
-        if name in kept and not (kept[name] or "").strip():
+        if name in kept and not kept[name].strip():
             problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
             raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
@@ -661,7 +661,7 @@ def forget_secrets() -> None:
     Linux shows the environment that a process began with (proc_pid_environ(5)), also that of a
     forked one, whatever was unset since: so the values are overwritten where they lie.
     """
-    names = [name.upper() for name, _, spec in Settings.table() if spec.secret]
+    names = [name.upper() for name, spec in SETTINGS.items() if spec.secret]
     given = [name for name in names if os.environ.pop(name, None)]
     if not given:
         return
@@ -764,7 +764,7 @@ class Unauthorized(HTTPError):
 
 
 def _utf8(text: str) -> bytes:
-    """Encode any `str`: clients' text may hold lone surrogates, and comparing must not raise."""
+    """Return any `str` as bytes: clients' text may hold lone surrogates, and must not raise."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -773,7 +773,7 @@ def _hmac_sha256(key: bytes, message: bytes) -> bytes:
 
 
 def equals_secret(given: str, secret: str) -> bool:
-    """Compare in constant time.
+    """Return whether a client gave the secret; it takes the same time wherever they differ.
 
     Clients send a non-ASCII secret as Latin-1 or as UTF-8, and header fields are read as either:
     `given` is right if one of its readings is.
@@ -838,24 +838,25 @@ def derive_key(secret: str, purpose: str) -> bytes:
 
 
 def sign_until(key: bytes, what: str, expires: int) -> str:
-    """Sign that something is open until `expires` (Unix seconds): a file's URL, a link."""
+    """Return the signature of a file's URL, or a link, that is open until `expires` (seconds)."""
     return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {what}")))
 
 
-def verify_until(key: bytes, what: str, expires: str, signature: str, now: float) -> bool:
-    """Tell whether `signature` is good now; `expires` is what came with it, as a text."""
+def verify_until(key: bytes, what: str, signed: tuple[str, str], now: float) -> bool:
+    """Return whether an expiry (as a text) and the signature that came with it are good now."""
+    expires, signature = signed
     if not re.fullmatch(r"[0-9]{1,12}", expires):
         return False
     expected = sign_until(key, what, int(expires))
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
-def cover_hash(key: bytes, sha256: str, back: bool = False) -> str:
+def encrypt_hash(key: bytes, sha256: str, *, back: bool = False) -> str:
     """Return what stands for a hash, or `back` the hash, which nobody finds without the key.
 
     Four rounds of a Feistel network are a pseudorandom permutation (Luby and Rackoff, 1988).
 
-    >>> cover_hash(b"key", cover_hash(b"key", "5f" * 32), back=True) == "5f" * 32
+    >>> encrypt_hash(b"key", encrypt_hash(b"key", "5f" * 32), back=True) == "5f" * 32
     True
     """
     left, right = sha256[:32], sha256[32:]
@@ -869,30 +870,28 @@ def cover_hash(key: bytes, sha256: str, back: bool = False) -> str:
 
 # 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
 # take 0.09 s on a server; a Raspberry Pi 4, some four to five times as slow, stays below 0.5 s.
-SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**14, 8, 3
+SCRYPT_COST = (2**14, 8, 3)  # n, r, p
 SCRYPT_MAX_MEMORY = 64 * 2**20  # leaves room for stored hashes with n = 2**15
 
 # No password has this hash. Checking one against it makes an unknown user's login cost the same.
-DUMMY_PASSWORD_HASH = f"scrypt${SCRYPT_N}${SCRYPT_R}${SCRYPT_P}${'A' * 22}${'A' * 43}"
+DUMMY_PASSWORD_HASH = f"scrypt${'$'.join(map(str, SCRYPT_COST))}${'A' * 22}${'A' * 43}"
 
 
-def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
-    if not hasattr(hashlib, "scrypt"):
-        raise RuntimeError("this Python was built without scrypt (OpenSSL 1.1 or later)")
-    secret = _utf8(password)
+def _scrypt(password: str, salt: bytes, cost: tuple[int, ...]) -> bytes:
+    secret, (n, r, p) = _utf8(password), cost
     return hashlib.scrypt(secret, salt=salt, n=n, r=r, p=p, maxmem=SCRYPT_MAX_MEMORY, dklen=32)
 
 
 def hash_password(password: str, salt: bytes | None = None) -> str:
     """Return `scrypt$n$r$p$salt$hash` (RFC 7914); the password is taken exactly as given."""
     salt = os.urandom(16) if salt is None else salt
-    digest = _scrypt(password, salt, SCRYPT_N, SCRYPT_R, SCRYPT_P)
-    parameters = f"scrypt${SCRYPT_N}${SCRYPT_R}${SCRYPT_P}"
-    return f"{parameters}${encode_base64url(salt)}${encode_base64url(digest)}"
+    digest = _scrypt(password, salt, SCRYPT_COST)
+    parts = ("scrypt", *map(str, SCRYPT_COST), encode_base64url(salt), encode_base64url(digest))
+    return "$".join(parts)
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none.
+    """Return whether `stored` is the password's hash; another form of value (`!`) fits none.
 
     Accounts that were imported have Django's PBKDF2 hashes, `pbkdf2_sha256$rounds$salt$base64`.
     """
@@ -902,8 +901,8 @@ def verify_password(password: str, stored: str) -> bool:
     match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
     if not match:
         return False
-    n, r, p, salt, digest = match.groups()
-    actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
+    *cost, salt, digest = match.groups()
+    actual = _scrypt(password, decode_base64url(salt), tuple(map(int, cost)))
     return hmac.compare_digest(actual, decode_base64url(digest))
 
 
@@ -1008,7 +1007,7 @@ def _multiply_and_add(u1: int, u2: int, key: PublicKey) -> Jacobian:
 
 
 def verify_es256(public_key: PublicKey | str | bytes, message: bytes, signature: bytes) -> bool:
-    """Tell whether `signature` (r‖s, 64 bytes, RFC 7518 section 3.4) is the key's on `message`.
+    """Return whether `signature` (r‖s, 64 bytes, RFC 7518 section 3.4) is the key's on `message`.
 
     The key is PEM or parsed; PEM that does not parse is a `ValueError`. The steps are those of
     FIPS 186-5, section 6.4.2.
@@ -1093,7 +1092,7 @@ def _time_claim(claims: Mapping[str, object], name: str) -> int | float | None:
     return value
 
 
-def _number_claim(claims: Mapping[str, object], name: str, as_text: bool = False) -> int | None:
+def _number_claim(claims: Mapping[str, object], name: str, *, as_text: bool = False) -> int | None:
     """Return a claim that is a whole number above 0, None where it is absent.
 
     `as_text` lets it be decimal text, too: SimpleJWT writes an account's id so since 5.5.
@@ -1108,13 +1107,15 @@ def _number_claim(claims: Mapping[str, object], name: str, as_text: bool = False
     return value
 
 
-def verify_claims(
-    payload: bytes, algorithm: str, now: float, leeway: float = LEEWAY, token_type: str = "access"
-) -> Mapping[str, object]:
-    """Return the claims if they hold now (RFC 7519, section 4.1) and are of the wanted type.
+def verify_jwt(
+    token: str, *, hs256_key: str, es256_key: PublicKey | None, now: float,
+    leeway: float = LEEWAY, token_type: str = "access",
+) -> Mapping[str, object]:  # fmt: skip
+    """Return a token's claims if its signature, times and type are right (RFC 7519, section 4.1).
 
     HS256 tokens name their type; ES256 tokens are access tokens by having none.
     """
+    algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
     claims = _parse_json_object(payload)
     expires, not_before, issued = (_time_claim(claims, name) for name in ("exp", "nbf", "iat"))
     if expires is None:
@@ -1132,22 +1133,13 @@ def verify_claims(
     return claims
 
 
-def verify_jwt(
-    token: str, *, hs256_key: str, es256_key: PublicKey | None, now: float,
-    leeway: float = LEEWAY, token_type: str = "access",
-) -> Mapping[str, object]:  # fmt: skip
-    """Return a token's claims if its signature, its times and its type are right."""
-    algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
-    return verify_claims(payload, algorithm, now, leeway, token_type)
-
-
 # -- Scoped tokens: JSON Web Tokens of their own key for `?token=` -----------------------
 
 SCOPES = frozenset({"upload", "delete", "read"})
 
 
 class Grant(NamedTuple):
-    """What a scoped token lets its bearer do, where, how much of it and until when."""
+    """What a scoped token is for: which acts, where, how many bytes or uses, until when."""
 
     scopes: frozenset[str]
     expires: float  # Unix seconds
@@ -1157,7 +1149,7 @@ class Grant(NamedTuple):
     id: str = ""  # under which its uses are counted
 
     def covers(self, scope: str, path: str) -> bool:
-        """Tell whether the token lets do this at a path without percent-encoding.
+        """Return whether the token is for this at a path, which is without percent-encoding.
 
         >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
         [True, True, False]
@@ -1180,9 +1172,10 @@ def sign_grant(grant: Grant, key: str) -> str:
 
 
 def verify_grant(token: str, key: str, now: float) -> Grant:
-    """Return what a scoped token lets do, if it is ours and has not expired."""
-    algorithm, payload = verify_jws(token, _utf8(key), None)
-    claims = verify_claims(payload, algorithm, now, 0, "scoped")
+    """Return what a scoped token is for, if it is ours and has not expired."""
+    claims = verify_jwt(
+        token, hs256_key=key, es256_key=None, now=now, leeway=0, token_type="scoped"
+    )
     scopes = frozenset(str(claims.get("scope")).split())
     path, id = claims.get("path", "/"), claims.get("jti", "")
     if not scopes or scopes - SCOPES:
@@ -1244,7 +1237,7 @@ OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
-    """Tell whether the principal may call a route of this access."""
+    """Return whether the principal may call a route of this access."""
     if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
         return True
     if access is Access.USER:
@@ -1259,7 +1252,7 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
 
 
 def describe_credential(access: Access) -> str:
-    """Say what lets in to routes of this access.
+    """Return the credential that routes of this access need.
 
     >>> describe_credential(Access.WRITE)
     'AUTH_TOKEN or a token with the permission media_store_write'
@@ -1289,6 +1282,32 @@ def refusal(access: Access, principal: Principal) -> HTTPError:
     return HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
+class TokenCache:
+    """Verified tokens, of which the least recently used go; each step is whole for all threads.
+
+    Tokens are held as digests: a memory dump shows none.
+    """
+
+    def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
+        self._size = size
+        self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
+
+    def get(self, token: str, now: float) -> Principal | None:
+        """Return whom a token was good for, if it still is at `now`."""
+        digest = hashlib.sha256(_utf8(token)).digest()
+        expires, principal = self._entries.pop(digest, (now, None))
+        if principal is None or now >= expires:
+            return None
+        self._entries[digest] = expires, principal
+        return principal
+
+    def put(self, token: str, principal: Principal, expires: float) -> None:
+        """Remember whom a token is good for until it `expires`; the oldest of too many go."""
+        self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
+        for digest in [*self._entries][: -self._size]:
+            self._entries.pop(digest, None)
+
+
 class AuthConfig:
     """What credentials are checked with; a blank secret would accept forgeries and is refused."""
 
@@ -1301,47 +1320,20 @@ class AuthConfig:
         self.scoped_key = scoped_key(settings.media_server_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(json.dumps([settings.auth_disabled, *keys]), "view cookies")
+        self.tokens = TokenCache()
 
 
-class TokenCache:
-    """A bounded memory of verified tokens, least recently used out first; safe between threads.
-
-    It belongs to one `AuthConfig`. Tokens are held as digests: a memory dump shows none.
-    """
-
-    def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
-        self._size = size
-        self._lock = threading.Lock()
-        self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
-
-    def get(self, token: str, now: float) -> Principal | None:
-        """Return whom a token was good for, if it still is at `now`."""
-        digest = hashlib.sha256(_utf8(token)).digest()
-        with self._lock:
-            expires, principal = self._entries.pop(digest, (now, None))
-            if principal and now < expires:
-                self._entries[digest] = expires, principal
-                return principal
-        return None
-
-    def put(self, token: str, principal: Principal, expires: float) -> None:
-        """Remember whom a token is good for until it `expires`; the oldest of too many go."""
-        with self._lock:
-            self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
-            while len(self._entries) > self._size:
-                del self._entries[next(iter(self._entries))]
-
-
-def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
+def principal_of_claims(claims: Mapping[str, object]) -> Principal:
     """Return whom verified claims speak for."""
+    is_ours = "token_type" in claims  # signed with HS256 by who knows the accounts (verify_jwt)
     permissions = [] if (told := claims.get("permissions")) is None else told
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
-    subject = claims.get("sub") if algorithm == "ES256" else None
+    subject = None if is_ours else claims.get("sub")
     if subject is not None and not isinstance(subject, str):
         raise TokenError("The token's sub is not a string.")
-    user_id = _number_claim(claims, "user_id", True) if algorithm == "HS256" else None
-    if algorithm == "HS256" and user_id is None:
+    user_id = _number_claim(claims, "user_id", as_text=True) if is_ours else None
+    if is_ours and user_id is None:
         raise TokenError("The token has no user_id.")
     return Principal(
         kind="token",
@@ -1368,10 +1360,8 @@ def parse_bearer(authorization: str | None) -> str | None:
     return token.lstrip(" ")
 
 
-def _bearer_principal(
-    token: str, keys: AuthConfig, now: float, cache: TokenCache | None
-) -> Principal:
-    if equals_secret(token, keys.settings.auth_token):
+def _bearer_principal(token: str, auth: AuthConfig, now: float) -> Principal:
+    if equals_secret(token, auth.settings.auth_token):
         return OWNER
     if " " in token:
         detail = "The Authorization header has more than one token."
@@ -1379,38 +1369,34 @@ def _bearer_principal(
     if token.count(".") != 2:
         detail = "The bearer is neither the owner's key (AUTH_TOKEN) nor a JSON Web Token."
         raise TokenError(detail)
-    principal = cache.get(token, now) if cache else None
+    principal = auth.tokens.get(token, now)
     if principal is None:
-        algorithm, payload = verify_jws(
-            token, _utf8(keys.settings.jwt_signing_key), keys.public_key
-        )
-        claims = verify_claims(payload, algorithm, now)
-        principal = principal_of_claims(claims, algorithm)
-        if cache:
-            cache.put(token, principal, _time_claim(claims, "exp") or now)
+        hs256_key = auth.settings.jwt_signing_key
+        claims = verify_jwt(token, hs256_key=hs256_key, es256_key=auth.public_key, now=now)
+        principal = principal_of_claims(claims)
+        auth.tokens.put(token, principal, _time_claim(claims, "exp") or now)
     return principal
 
 
 def recall_principal(
-    authorization: str | None, cookies: str, keys: AuthConfig, cache: TokenCache, now: float
+    authorization: str | None, cookies: str, auth: AuthConfig, now: float
 ) -> Principal | None:
     """Return who makes a request if that costs nothing to tell, and is no account; else None.
 
     A bearer has to be the owner's, or one whose signature was verified before; whether a cookie
     was ended stands in the index.
     """
-    if keys.settings.auth_disabled:
+    if auth.settings.auth_disabled:
         return DEMO
-    principal: Principal | None = None
     if authorization is None:
-        principal = None if cookies else ANONYMOUS
-    else:
-        with contextlib.suppress(TokenError):
-            token = parse_bearer(authorization)
-            if token:
-                owner = equals_secret(token, keys.settings.auth_token)
-                principal = OWNER if owner else cache.get(token, now)
-    return principal if principal and principal.user_id is None else None
+        return None if cookies else ANONYMOUS
+    with contextlib.suppress(TokenError):
+        if token := parse_bearer(authorization):
+            if equals_secret(token, auth.settings.auth_token):
+                return OWNER
+            principal = auth.tokens.get(token, now)
+            return principal if principal and principal.user_id is None else None
+    return None
 
 
 VIEW_COOKIE = "mediaserver_view"
@@ -1437,24 +1423,26 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             expires, user_id, subject, reads, *session = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
-                return Principal("view", user_id, subject, permissions, cookie=signature, **about)
+                return Principal(
+                    "view", user_id, subject, permissions, issued=expires - VIEW_SECONDS,
+                    session="".join(session), cookie=signature,
+                )  # fmt: skip
     return ANONYMOUS
 
 
-def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principal:
-    """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
+def _query_token_principal(token: str, auth: AuthConfig, now: float) -> Principal:
+    """Return who comes with `?token=`: an uploader, or the bearer of a scoped token."""
     if token.count(".") == 2:
-        return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
-    settings = keys.settings
+        return Principal("scoped", grant=verify_grant(token, auth.scoped_key, now))
+    settings = auth.settings
     verify_upload_token(token, settings.media_server_secret, now, settings.token_expiry_seconds)
     if settings.upload_tokens != "all":
         raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
     return UPLOADER
 
 
-def narrow(grant: Grant, method: str, path: str) -> Principal:
-    """Return who comes with a scoped token, by what it lets do with this request.
+def principal_of_grant(grant: Grant, method: str, path: str) -> Principal:
+    """Return who comes with a scoped token: an uploader, a reader or neither of this path.
 
     `path` is without percent-encoding.
     """
@@ -1464,8 +1452,8 @@ def narrow(grant: Grant, method: str, path: str) -> Principal:
 
 
 def find_principal(
-    authorization: str | None, upload_token: str | None, keys: AuthConfig, now: float,
-    cache: TokenCache | None = None, cookies: str = "",
+    authorization: str | None, upload_token: str | None, auth: AuthConfig, now: float,
+    *, cookies: str = "",
 ) -> Principal:  # fmt: skip
     """Return who makes a request, from its `Authorization`, `?token=` and `Cookie`.
 
@@ -1474,20 +1462,20 @@ def find_principal(
     A bearer decides over an upload token. Whether an account is disabled is for the caller to look
     up.
     """
-    if keys.settings.auth_disabled:
+    if auth.settings.auth_disabled:
         return DEMO
     try:
         bearer = parse_bearer(authorization)
         uploader = None
         if upload_token is not None:
-            uploader = _query_token_principal(upload_token, keys, now)
+            uploader = _query_token_principal(upload_token, auth, now)
         if bearer is not None:
-            return _bearer_principal(bearer, keys, now, cache)
+            return _bearer_principal(bearer, auth, now)
     except TokenError as error:
         raise Unauthorized(error) from None
     if uploader is not None:
         return uploader
-    return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+    return verify_view(cookies, auth.view_key, now) if cookies else ANONYMOUS
 
 
 # ======================================================================================
@@ -1560,8 +1548,10 @@ class _Span:
         """Return so many bytes from a position on; EOFError where there are fewer."""
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
-        self.charge(READ_COST + length)
-        at, (head, file, _) = self.start + at, self.source
+        at, (head, file, budget) = self.start + at, self.source
+        budget[0] -= READ_COST + length  # as charge does, without a call for each label of a file
+        if budget[0] < 0:
+            raise EOFError
         if at + length <= len(head):
             return head[at : at + length]
         file.seek(at)
@@ -1615,22 +1605,27 @@ _Header = tuple[bytes, int, int, int]
 
 
 class _Parts:
-    """The parts of a span: a walk over all with their labels, or the first one with a label."""
+    """The parts of a span: a walk over all with their labels, or the first one with a label.
 
-    def __init__(self, read_header: Callable[[_Span, int], _Header], span: _Span) -> None:
-        self._read_header, self._span = read_header, span
+    The first label stands at `start`.
+    """
+
+    def __init__(
+        self, read_header: Callable[[_Span, int], _Header], span: _Span, start: int = 0
+    ) -> None:
+        self._read_header, self._span, self._start = read_header, span, start
 
     def __iter__(self) -> Iterator[tuple[bytes, _Span]]:
-        at = 0
-        while at < self._span.size:
+        span, at = self._span, self._start
+        while at < span.size:
             try:
-                label, start, end, after = self._read_header(self._span, at)
+                label, start, end, at = self._read_header(span, at)
             except EOFError:  # padding, or a file that was cut
                 return
-            if end < start:
+            size = min(end, span.size) - start
+            if size < 0:
                 return
-            yield label, self._span.part(start, end)
-            at = after
+            yield label, _Span(span.source, span.start + start, size)
 
     def __getitem__(self, wanted: bytes) -> _Span:
         """Return the first part with that label, or an empty one."""
@@ -1642,7 +1637,7 @@ class _Parts:
 
 def _labelled(
     layout: str, *, behind: int = 0, align: int = 1, whole: bool = False
-) -> Callable[[_Span], _Parts]:
+) -> Callable[..., _Parts]:
     """Return what finds parts that each stand behind a label and a size, packed as `layout`.
 
     The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
@@ -1777,7 +1772,7 @@ _TIFF_VALUES = {
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f",
     12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
 }  # fmt: skip
-_SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
+_SUBFILE_TYPE, _WIDTH, _HEIGHT, EXIF_ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
 _JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
@@ -1845,7 +1840,7 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     wide = tiff.unpack(order + "H", 2) == (43,)
     (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
     main = _Ifd(tiff, order, start, wide)
-    draft.note(orientation=main.number(_ORIENTATION))
+    draft.note(orientation=main.number(EXIF_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.sub_ifd(_EXIF_IFD)
@@ -1957,7 +1952,7 @@ _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 def _jpeg_header(jpeg: _Span, at: int) -> _Header:
     """Read a marker and its segment (ITU-T T.81, B.1); stray bytes before it are skipped."""
-    marker = _JPEG_MARKER.search(jpeg.peek(at, 512))
+    marker = _JPEG_MARKER.search(jpeg.read(at, min(512, jpeg.size - at)))
     if marker is None:
         raise EOFError
     start = at + marker.end()
@@ -1967,7 +1962,7 @@ def _jpeg_header(jpeg: _Span, at: int) -> _Header:
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
     """Note segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
-    for marker, segment in _Parts(_jpeg_header, jpeg.part(2)):
+    for marker, segment in _Parts(_jpeg_header, jpeg, 2):
         if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
@@ -1982,7 +1977,7 @@ _png_chunks = _labelled(">I4s", behind=4)  # a CRC (PNG third edition, section 5
 
 def _png(png: _Span, draft: _Draft) -> None:
     """Note all chunks, those after the pixels too."""
-    for kind, chunk in _png_chunks(png.part(8)):
+    for kind, chunk in _png_chunks(png, 8):
         if kind == b"IHDR":
             draft.note_size(*chunk.unpack(">II", 0))
         elif kind == b"acTL":
@@ -2240,7 +2235,7 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
         elif kind == b"meta":
             _quicktime_keys(box, draft)
         elif kind == b"uuid" and draft.extension == "cr3":
-            for _, piece in _boxes(box.part(16)):  # EXIF in four pieces, each a TIFF
+            for _, piece in _boxes(box, 16):  # EXIF in four pieces, each a TIFF
                 if piece.peek(0, 4) in (b"II*\0", b"MM\0*"):
                     _tiff(piece, draft)
     return handlers
@@ -2305,7 +2300,7 @@ def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
     bare = meta.peek(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
-    names = [key.peek(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
+    names = [key.peek(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"], 8)]
     for label, item in _boxes(boxes[b"ilst"]):
         value = _boxes(item)[b"data"].peek(8, MAX_NOTE_BYTES)
         number = int.from_bytes(label, "big")
@@ -2350,7 +2345,7 @@ def _last_fragments(file: _Span) -> list[_Span]:
         label, _, _, after = _box_header(file, start)
         _, _, _, end = _box_header(file, after)
         starts = {start} if label == b"moof" and end == file.size else starts
-    boxes = (next(iter(_boxes(file.part(start))), (b"", _NOTHING)) for start in starts)
+    boxes = (next(iter(_boxes(file, start)), (b"", _NOTHING)) for start in starts)
     return [box for kind, box in boxes if kind == b"moof"]
 
 
@@ -2370,14 +2365,14 @@ def _run_units(trun: _Span, usual: int) -> int:
     if not flags & 0x100:
         return int(count * usual)
     start = 8 + 4 * (flags & 1) + (flags & 4)
-    width = bin(flags >> 8 & 15).count("1")  # numbers a sample, of which the first one is wanted
+    width = (flags >> 8 & 15).bit_count()  # numbers a sample, of which the first one is wanted
     samples = struct.iter_unpack(f">I{4 * width - 4}x", trun.read(start, 4 * width * count))
     return sum(units for (units,) in samples)
 
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
     """Note the primary item's size and turns from its properties; EXIF from the Exif item."""
-    boxes = _boxes(meta.part(4))
+    boxes = _boxes(meta, 4)
     primary = boxes[b"pitm"].part(4).number()
     properties = _boxes(boxes[b"iprp"])
     shared = [*_boxes(properties[b"ipco"])]
@@ -2401,7 +2396,7 @@ def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
 
 def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
     """Yield number and type of each item (ISO 14496-12, 8.11.6)."""
-    for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
+    for _, entry in _boxes(iinf, 6 if iinf.read(0, 1) == b"\0" else 8):
         yield entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
 
 
@@ -2507,7 +2502,7 @@ _iff_chunks = _labelled(">4sI", align=2)
 def _webp(webp: _Span, draft: _Draft) -> None:
     """Note the canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
-    for kind, chunk in _chunks(webp.part(12)):
+    for kind, chunk in _chunks(webp, 12):
         if kind == b"VP8X":
             width, width_high, height, height_high = chunk.unpack("<HBHB", 4)
             draft.note_size(1 + width + (width_high << 16), 1 + height + (height_high << 16))
@@ -2527,7 +2522,7 @@ def _webp(webp: _Span, draft: _Draft) -> None:
 def _avi(avi: _Span, draft: _Draft) -> None:
     """Note size by `avih`, length by the first video stream's `strh`, time by IDIT."""
     frame_time = frames = 0
-    for kind, chunk in _chunks(_chunks(avi.part(12))[b"LIST"].part(4)):  # `hdrl` is the first
+    for kind, chunk in _chunks(_chunks(avi, 12)[b"LIST"], 4):  # `hdrl` is the first
         if kind == b"avih":
             frame_time, frames, width, height = chunk.unpack("<I12xI12xII", 0)
             draft.note_size(width, height)
@@ -2537,7 +2532,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         elif kind == b"IDIT":
             draft.note_written_time(6, "container", chunk.peek(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
-    _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
+    _metadata(_chunks(avi, 12)[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
@@ -2546,7 +2541,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
     In RF64 the real length is in `ds64` (EBU Tech 3306).
     """
     packed, rate, samples, samples_rate, real_length = False, 0, 0, 0, 0
-    for kind, chunk in _chunks(wav.part(12)):
+    for kind, chunk in _chunks(wav, 12):
         if kind == b"fmt ":
             packed = chunk.unpack("<H", 0)[0] not in (1, 3, 0xFFFE)  # PCM, floats, either
             samples_rate, rate = chunk.unpack("<II", 4)
@@ -2567,7 +2562,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
 
 def _aiff(aiff: _Span, draft: _Draft) -> None:
     """Note frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
-    common = _iff_chunks(aiff.part(12))[b"COMM"]
+    common = _iff_chunks(aiff, 12)[b"COMM"]
     frames, exponent, mantissa = common.unpack(">I2xHQ", 2)
     draft.note(duration=frames / math.ldexp(mantissa, exponent - 16383 - 63))
 
@@ -2999,7 +2994,7 @@ _objects = _labelled("<16sQ", whole=True)  # by their GUID (ASF specification 1.
 
 def _asf(asf: _Span, draft: _Draft) -> None:
     """Note the header object's parts: a file with a video stream is WMV, else WMA."""
-    for name, part in _objects(_objects(asf)[_ASF].part(6)):
+    for name, part in _objects(_objects(asf)[_ASF], 6):
         if name == _ASF_FILE:
             made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
             draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
@@ -3094,7 +3089,7 @@ def _fitting(exif: list[bytes], size: int) -> bytes:
 
 def _bare_exif(orientation: int) -> bytes:
     """Return EXIF that says how a picture stands, and nothing else."""
-    entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
+    entry = struct.pack(">HHIHxx", EXIF_ORIENTATION, 3, 1, orientation)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
@@ -3131,7 +3126,7 @@ def _find_marker(jpeg: _Span, at: int, length: int) -> int:
 def _png_patches(png: _Span, exif: list[bytes]) -> _Patches:
     """Overwrite all chunks that do not show the picture."""
     patches = list[Patch]()
-    for kind, chunk in _png_chunks(png.part(8)):
+    for kind, chunk in _png_chunks(png, 8):
         end = chunk.start + chunk.size
         if kind == b"IEND":
             return patches, end + 4
@@ -3265,7 +3260,7 @@ class _PatchFinder:
     def _is_shown(kind: bytes, box: _Span) -> bool:
         if kind == b"trak":
             return _boxes(_boxes(box)[b"mdia"])[b"hdlr"].peek(8, 4) in _SHOWN_TRACKS
-        return kind != b"meta" or _boxes(box.part(4))[b"hdlr"].peek(8, 4) == b"pict"
+        return kind != b"meta" or _boxes(box, 4)[b"hdlr"].peek(8, 4) == b"pict"
 
     def _keep(self, kind: bytes, box: _Span) -> None:
         """Overwrite what a box that is shown tells, and those in it."""
@@ -3282,14 +3277,14 @@ class _PatchFinder:
         elif kind in _SHOWN_BOXES:
             self._walk(kind, box.part(4) if kind == b"meta" else box)
         if kind == b"meta":
-            self._keep_items(_boxes(box.part(4)))
+            self._keep_items(_boxes(box, 4))
         elif kind == b"trak":
             self._keep_samples(_boxes(_boxes(box)[b"mdia"]))
 
     def _keep_samples(self, media: _Parts) -> None:
         """Note where a track's samples are, and overwrite who made its codec."""
         tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
-        for kind, entry in _boxes(tables[b"stsd"].part(8)):
+        for kind, entry in _boxes(tables[b"stsd"], 8):
             self._blank(entry, 12, 16)  # vendor
             if media[b"hdlr"].read(8, 4) != b"soun":
                 self._blank(entry, 42, 74)  # the codec's name
@@ -3392,14 +3387,14 @@ class Format(NamedTuple):
     mime_type: str
     others: str = ""  # extensions of such files
     uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
-    start: bytes = b""  # a pattern; none where what contains it is recognized
-    parse: Callable[[_Span, _Draft], None] | None = None
+    start: bytes = b""  # a pattern; none where `sniff` has another way, or the parser tells
+    parse: Callable[[_Span, _Draft], None] = lambda file, draft: None
 
 
 FORMATS = {each[0]: Format(*each) for each in (
     ("3g2", "video/3gpp2"),
     ("3gp", "video/3gpp"),
-    ("aac", "audio/aac"),
+    ("aac", "audio/aac", "", "", b"", _mpeg_audio),
     ("aiff", "audio/x-aiff", "aif aifc", "", rb"FORM....AIF[FC]", _aiff),
     ("amr", "audio/amr", "awb", "", rb"#!AMR(?:-WB)?\n", _amr),
     ("apng", "image/apng"),
@@ -3445,7 +3440,7 @@ FORMATS = {each[0]: Format(*each) for each in (
     ("raf", "image/x-fujifilm-raf", "", "raw", rb"FUJIFILMCCD-RAW ", _raf),
     ("rw2", "image/x-panasonic-rw2", "", "raw", rb"IIU\0", _tiff),
     ("srw", "image/x-samsung-srw", "", "raw"),
-    ("svg", "image/svg+xml", "", "media"),
+    ("svg", "image/svg+xml", "", "media", b"", _svg),
     ("tiff", "image/tiff", "tif", "",  # and BigTIFF
      rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),
     ("ts", "video/mp2t", "", "", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
@@ -3469,16 +3464,14 @@ def formats_for(use: str) -> frozenset[str]:
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
-def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
-    """Return extension and parser of the file that starts so."""
+def sniff(head: bytes) -> Format | None:
+    """Return the format of the file that starts so."""
     if match := _START.match(head):
-        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
-        assert known.parse
-        return known.extension, known.parse
+        return _KNOWN_STARTS[(match.lastindex or 0) - 1]
     if _svg_root(head):
-        return "svg", _svg
+        return FORMATS["svg"]
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
-    return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
+    return FORMATS[first[1].extension] if first and first[0] == 0 else None
 
 
 def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
@@ -3497,13 +3490,12 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     if not head:
         file.seek(0)
         head = file.read(HEAD_BYTES)
-    known = _identify(head[:HEAD_BYTES])
+    known = sniff(head[:HEAD_BYTES])
     if known is None:
         return None
-    extension, parse = known
-    draft = _Draft(extension)
+    draft = _Draft(known.extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
+        known.parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
     mime_type = draft.mime_type or FORMATS[draft.extension].mime_type
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
@@ -3794,12 +3786,16 @@ class File(NamedTuple):
 
 SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes to
 FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
-MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centuries
+
+
+def clamp(number: int) -> int:
+    """Return the nearest number that SQLite can hold and compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
 
 
 def state_of(status: os.stat_result) -> FileState:
     """Return size, mtime_ns and ctime of a file; another state is another content."""
-    return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
+    return status.st_size, clamp(status.st_mtime_ns), status.st_ctime  # a clock may be far off
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
@@ -3872,15 +3868,17 @@ class Table:
 
     def _change(self, sql: str, *values: Any, durable: bool = True) -> bool:
         """Run one statement in a transaction of its own; return whether it changed a row."""
-        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
+        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable=durable)
 
 
 class Rows(Table, Generic[T]):
-    """Things of one kind; `make` makes each of a row that the SELECT `rows` begins to read."""
+    """Things of one kind, whose fields are the columns that are read of a table."""
 
-    def __init__(self, index: Index, make: Callable[[Sequence[Any]], T], rows: str) -> None:
+    def __init__(self, index: Index, kind: Any, table: str) -> None:
         super().__init__(index)
-        self._make, self._rows = make, rows
+        self._make: Callable[[Sequence[Any]], T] = kind._make
+        self._table, self._columns = table, ", ".join(kind._fields)
+        self._rows = f"SELECT {self._columns} FROM {table}"
 
     def _all(self, rest: str, *values: Any, db: Database | None = None) -> list[T]:
         """Return those that the rest of the SELECT finds."""
@@ -3941,7 +3939,7 @@ class IndexConnection(sqlite3.Connection):
             self.close()
 
 
-SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before a checkpoint
 SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
 
@@ -3961,26 +3959,33 @@ class SpareSpace:
     def hold(self) -> None:
         """Take the space, unless it is held, there is too little, or was a moment ago."""
         now = time.monotonic()
-        if self.missed_at is None or now > self.missed_at + SPARE_SECONDS:
-            self.missed_at = None if self.is_held() or self._take() else now
+        if self.missed_at is not None and now <= self.missed_at + SPARE_SECONDS:
+            return
+        self.missed_at = now
+        with contextlib.suppress(OSError):
+            if not self.is_held():
+                self._take()
+            self.missed_at = None
 
     def is_held(self) -> bool:
         """Return whether the space is there, which only an index of this program has."""
         return self._path.exists()
 
-    def _take(self) -> bool:
-        try:
-            disk = os.statvfs(self._path.parent)
-            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
-            if size < SPARE_BYTES // SPARE_SHARE:
-                return False
-            with open(self._path, "xb", buffering=0, opener=open_private) as file:
-                if allocate(file, size):
-                    return True
-            self._path.unlink()
-        except OSError:
-            pass
-        return False
+    def _take(self) -> None:
+        """Make the file; OSError where there is no room for it."""
+        disk = os.statvfs(self._path.parent)
+        size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+        if size < SPARE_BYTES // SPARE_SHARE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with open(self._path, "xb", buffering=0, opener=open_private) as file:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                elif file.write(bytes(size)) < size:  # macOS
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._path.unlink()
+                raise
 
     def give_up(self) -> bool:
         """Let the index have the space; return whether it was held."""
@@ -3990,17 +3995,6 @@ class SpareSpace:
         except OSError:
             return False
         return True
-
-
-def allocate(file: io.FileIO, size: int) -> bool:
-    """Have the disk set so many bytes aside for a file; return whether it has."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-            return True
-        return file.write(bytes(size)) == size  # macOS
-    except OSError:
-        return False
 
 
 class Change:
@@ -4020,7 +4014,7 @@ MAX_COUNTS = 100  # kept by a thread
 class Index:
     """The SQLite file and the subjects in it."""
 
-    def __init__(self, path: Path, query_only: bool = False) -> None:
+    def __init__(self, path: Path, *, query_only: bool = False) -> None:
         self.path = path
         self._query_only = query_only
         if not query_only:  # SQLite would let others read it
@@ -4034,18 +4028,18 @@ class Index:
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
-        self.files = Files(self, located, SELECT_LOCATED)
-        self.users = Users(self, User._make, f"SELECT {USER_COLUMNS} FROM user")
-        self.sessions = Sessions(self, Session._make, f"SELECT {SESSION_COLUMNS} FROM session")
-        self.failures = Failures(self)
+        self.files = Files(self)
+        self.users = Users(self, User, "user")
+        self.sessions = Sessions(self, Session, "session")
+        self.login_failures = LoginFailures(self)
         self.token_uses = TokenUses(self)
-        self.shares = ShareLinks(self, Share._make, "SELECT * FROM share")
-        self.collections = OwnedTable(self, "collection", Collection)
-        self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
+        self.shares = ShareLinks(self, Share, "share")
+        self.collections = Collections(self, Collection, "collection")
+        self.media = MediaRecords(self, MediaRecord, "media")
         self.entities = Entities(self)
-        self.trash = Trash(self, Trashed._make, f"SELECT * FROM ({TRASHED})")
+        self.trash = Trash(self, Trashed, f"({TRASHED})")
         self.albums = Albums(self)
-        self.uploads = Uploads(self, OpenUpload._make, "SELECT * FROM upload")
+        self.uploads = Uploads(self, OpenUpload, "upload")
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
@@ -4089,7 +4083,7 @@ class Index:
         row = self.read(sql, *values, db=db).fetchone()
         return row[0] if row else None
 
-    def write(self, apply: Callable[[Database], T], durable: bool = True) -> T:
+    def write(self, apply: Callable[[Database], T], *, durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
 
         What `apply` raises is raised here, and only its own changes are undone. With
@@ -4112,13 +4106,13 @@ class Index:
         self._commit(changes)
         if unwritten := [each for each in changes if each.error and is_full(each.error)]:
             self.spare.give_up()
-            self._fold_in()
+            self._checkpoint()
             self._commit(unwritten)
         if self.spare.missed_at is not None:
-            self._fold_in()
+            self._checkpoint()
             self.spare.hold()
 
-    def _fold_in(self) -> None:
+    def _checkpoint(self) -> None:
         """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
         with contextlib.suppress(sqlite3.OperationalError):
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -4159,7 +4153,7 @@ class Index:
         self._writer.execute("RELEASE change")
 
     def close(self) -> None:
-        """Close every thread's connection: the last one of all processes folds the WAL in."""
+        """Close every thread's connection: the last one of all processes makes a checkpoint."""
         with self._lock:
             for connection in list(self._connections):
                 connection.close()
@@ -4201,7 +4195,8 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         """Note something under a key."""
-        self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+        sql = "REPLACE INTO meta VALUES (?, ?)"
+        self.write(lambda db: db.execute(sql, (key, value)), durable=False)
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -4221,11 +4216,17 @@ def placeholders(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))
 
 
+INSERT_ASSET = (
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(ASSET_NAMES)})"
+    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
+)
+
+
 class Assets(Table):
-    """Contents and what is known of them."""
+    """What is known of content, wherever it lies."""
 
     def count_by_kind(self) -> list[tuple[str, int, int]]:
-        """Return number and bytes of the contents of each kind."""
+        """Return number and bytes of the assets of each kind."""
         sql = "SELECT coalesce(kind, 'other'), count(*), sum(size) FROM asset GROUP BY kind"
         return self._index.read(sql).fetchall()
 
@@ -4235,7 +4236,7 @@ class Assets(Table):
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
     def set_facts(self, db: Database, asset: Asset) -> None:
-        """Note what a content says of itself, if that is something else than before."""
+        """Note the facts of an asset, if they are others than before."""
         if (facts := asset.facts) is None:
             return
         names, values = ", ".join(Facts._fields), placeholders(facts)
@@ -4260,7 +4261,7 @@ class Assets(Table):
         sql = f"DELETE FROM asset WHERE sha256 = ? AND {unused}"
         return db.execute(sql, (sha256,)).rowcount > 0
 
-    def set_thumbnail(self, sha256: str, made: bool) -> bool:
+    def set_thumbnail(self, sha256: str, *, made: bool) -> bool:
         """Note whether a thumbnail could be made; return whether the asset is still known."""
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
         return self._change(sql, int(made), sha256, durable=False)
@@ -4290,12 +4291,6 @@ class Assets(Table):
         return [located(row) for row in rows]
 
 
-INSERT_ASSET = (
-    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(ASSET_NAMES)})"
-    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
-)
-
-
 def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
     """Add a row or change the one with its id, which is the first column; return that id."""
     changes = ", ".join([f"{name} = excluded.{name}" for name in columns[1:]])
@@ -4309,6 +4304,10 @@ BEHIND_ALL = b"\xff" * 256  # no name is as long, so that all of a folder come b
 
 class Files(Rows[Located]):
     """Files on disk, by folder and path."""
+
+    def __init__(self, index: Index) -> None:
+        super().__init__(index, File, "file")
+        self._make, self._rows = located, SELECT_LOCATED  # each with its asset
 
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
         """Record `file`; return the hash of the content that was there and is now nowhere."""
@@ -4349,7 +4348,7 @@ class Files(Rows[Located]):
         return self._all(f"WHERE {which} ORDER BY root DESC, path", sha256, *roots, db=db)
 
     def readable(
-        self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
+        self, sha256: str, roots: Sequence[str], user_id: int | None, *, trashed: bool = False
     ) -> list[Located]:
         """Return an asset's files in some folders, the library first, or of a user's records."""
         own = (
@@ -4398,17 +4397,12 @@ class Files(Rows[Located]):
         sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
-    def is_empty(self, root: str, below: str = "") -> bool:
-        """Return whether no file of a folder is known whose path begins with `below`."""
-        sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
-        first = self._index.value(sql, root, os.fsencode(below))
-        return first is None or not first.startswith(os.fsencode(below))
-
-    def is_empty_beside(self, root: str, below: str) -> bool:
-        """Return whether no file of a folder is known whose path does not begin with `below`."""
-        sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
-        sides = ("path < ?", os.fsencode(below)), ("path >= ?", os.fsencode(below) + BEHIND_ALL)
-        return not any(self._index.value(sql.format(s), root, v) for s, v in sides)
+    def is_empty(self, root: str, below: str = "", *, beside: bool = False) -> bool:
+        """Return whether no file of a folder is known below, or only `beside`, another in it."""
+        first = os.fsencode(below)
+        which = "path < ?2 OR path >= ?3" if beside else "path >= ?2 AND path < ?3"
+        sql = f"SELECT 1 FROM file WHERE root = ?1 AND ({which}) LIMIT 1"
+        return self._index.value(sql, root, first, first + BEHIND_ALL) is None
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """Return sha256, path, mtime_ns and time made of each content, at its first path in order.
@@ -4433,7 +4427,7 @@ class Files(Rows[Located]):
         values = (file.root, os.fsencode(file.path), file.sha256)
         return bool(self._index.value(sql, *values, db=db))
 
-    def shown(self, folder: str, below: bool) -> Iterator[Shown]:
+    def shown(self, folder: str, *, below: bool) -> Iterator[GalleryItem]:
         """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
@@ -4442,7 +4436,7 @@ class Files(Rows[Located]):
             " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
             f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
         )
-        return read_shown(self._index, source, prefix, prefix + BEHIND_ALL)
+        return read_gallery(self._index, source, prefix, prefix + BEHIND_ALL)
 
     def library_version(self) -> str | None:
         """Return what changes with everything that lists of the library show."""
@@ -4463,8 +4457,8 @@ class Files(Rows[Located]):
 MANY_ROWS = 500  # fetched with one call
 
 
-class Shown(NamedTuple):
-    """A content of the library as the gallery shows it."""
+class GalleryItem(NamedTuple):
+    """An asset as the gallery shows it."""
 
     sha256: str
     path: bytes
@@ -4484,14 +4478,14 @@ class Shown(NamedTuple):
     id: str | None  # of the media record or entity that it is shown as
 
 
-def read_shown(index: Index, source: str, *values: Any) -> Iterator[Shown]:
+def read_gallery(index: Index, source: str, *values: Any) -> Iterator[GalleryItem]:
     """Read what is shown, the newest first; `source` gives an asset, its path, moment and id."""
     taken = "strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken"
-    columns = ", ".join(Shown._fields)
+    columns = ", ".join(GalleryItem._fields)
     sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
     rows = index.read(sql, *values)
     while some := rows.fetchmany(MANY_ROWS):
-        yield from map(Shown._make, some)
+        yield from map(GalleryItem._make, some)
 
 
 class User(NamedTuple):
@@ -4510,9 +4504,6 @@ class User(NamedTuple):
 
     def __repr__(self) -> str:
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
-
-
-USER_COLUMNS = ", ".join(User._fields)
 
 
 class Users(Rows[User]):
@@ -4542,11 +4533,6 @@ class Users(Rows[User]):
             return principal  # another program's account, or none
         kept = principal.permissions.intersection(row[1].split())
         return principal._replace(permissions=kept) if row[0] and row[2] else None
-
-    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
-        """Return what a user's files take, those of softly deleted records included."""
-        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
-        return int(self._index.value(sql, user_id, db=db))
 
     def find(self, name: str) -> User | None:
         """Return the account with this e-mail in any case, else with this username."""
@@ -4580,7 +4566,7 @@ class Users(Rows[User]):
         row = {"id": self._free_id(db), "first_name": "", "last_name": "", **values}
         row |= {"email_key": values["email"].casefold(), "created_at": now}
         into = f"user ({', '.join(row)}) VALUES ({placeholders([*row])})"
-        sql = f"INSERT INTO {into} RETURNING {USER_COLUMNS}"
+        sql = f"INSERT INTO {into} RETURNING {self._columns}"
         return User(*db.execute(sql, [*row.values()]).fetchone())
 
     def _free_id(self, db: Database) -> int:
@@ -4599,7 +4585,7 @@ class Users(Rows[User]):
             self._index.sessions.end_all(db, user.id)
         return changed
 
-    def set_active(self, db: Database, user: User, active: bool) -> None:
+    def set_active(self, db: Database, user: User, *, active: bool) -> None:
         """Let an account in, or keep it out for good with all tokens and links that it has."""
         # A clock that was wrong at its disabling must not keep out the tokens of later logins.
         sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
@@ -4638,7 +4624,6 @@ class Session(NamedTuple):
     user_agent: str = ""
 
 
-SESSION_COLUMNS = ", ".join(Session._fields)
 MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires first
 RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
@@ -4649,7 +4634,7 @@ class Sessions(Rows[Session]):
     def open(self, db: Database, user: User, session: Session) -> bool:
         """Begin a session, unless the account was disabled or its password changed meanwhile."""
         opened = db.execute(
-            f"INSERT INTO session ({SESSION_COLUMNS}) SELECT {placeholders(session)} FROM user"
+            f"INSERT INTO session ({self._columns}) SELECT {placeholders(session)} FROM user"
             " WHERE id = ? AND password = ? AND is_active",
             (*session, user.id, user.password),
         ).rowcount
@@ -4660,7 +4645,7 @@ class Sessions(Rows[Session]):
         return opened > 0
 
     def rotate(
-        self, db: Database, token: RefreshToken, jti: str, arrived: float, lifetime: int
+        self, db: Database, token: RefreshToken, jti: str, *, arrived: float, lifetime: int
     ) -> tuple[User, Session] | None:
         """Spend a refresh token for the one with `jti`; None if it is no good any more.
 
@@ -4705,10 +4690,6 @@ class Sessions(Rows[Session]):
     def end_all(self, db: Database, user_id: int) -> int:
         """End the sessions of an account; return how many there were."""
         return db.execute("DELETE FROM session WHERE user_id = ?", (user_id,)).rowcount
-
-
-FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
-CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
 
 
 class TokenUses(Table):
@@ -4794,13 +4775,8 @@ class ShareLinks(Rows[Share]):
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
         return self._change(sql, id, owner, everyone)
 
-    def has_files(self, path: str) -> bool:
-        """Return whether there is anything in a folder of the library."""
-        share = Share("", None, "folder", "library", path)
-        return bool(self.files(share, limit=1))
-
     def files(
-        self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
+        self, share: Share, *, reads: bool, sha256: str = "", limit: int = -1
     ) -> list[Located]:
         """Return what a share shows, or only what of it has an asset, in the order of the paths.
 
@@ -4813,7 +4789,11 @@ class ShareLinks(Rows[Share]):
         return [located(row) for row in rows]
 
 
-class Failures(Table):
+FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
+CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
+
+
+class LoginFailures(Table):
     """Failed logins of the last minutes, by account and by address.
 
     A login counts as failed from its beginning until it succeeds, so that many at once, in
@@ -4850,7 +4830,7 @@ class Failures(Table):
         return self._index.write(apply, durable=False)
 
     def end(self, attempt: str, succeeded_for: str | None) -> None:
-        """Say how a login ended; a success also clears the count of its account."""
+        """Record how a login ended; a success also clears the count of its account."""
 
         def apply(db: Database) -> None:
             if succeeded_for is None:
@@ -4909,8 +4889,6 @@ def search_text(*texts: str | None) -> str:
     return "\0".join([(text or "").casefold() for text in texts])  # no client's text has a NUL
 
 
-# What shows the same asset in the same collection as a record, and was perhaps deleted
-SHOW_ONCE = "DELETE FROM media WHERE user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"
 Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
@@ -4926,11 +4904,7 @@ class Query(NamedTuple):
 class OwnedTable(Rows[Record]):
     """Records of users in one table; every method asks whose, so that nobody meets another's."""
 
-    def __init__(self, index: Index, table: str, make: type[Record], condition: str = "1") -> None:
-        fields = ", ".join(make._fields)
-        super().__init__(index, make._make, f"SELECT {fields} FROM {table}")  # type: ignore[arg-type]
-        self._table = table
-        self._condition = condition  # which of the rows there are for users
+    _condition = "1"  # which of the rows there are for users
 
     def _where(self, query: Query) -> tuple[str, list[Any]]:
         equal = [(f"{column} = ?", value) for column, value in query.equal]
@@ -4964,35 +4938,16 @@ class OwnedTable(Rows[Record]):
         """Add a record or change the one with its id."""
         row = [*record, search_text(record.name, record.description)]
         upsert(db, self._table, (*record._fields, "folded"), row)
-        if isinstance(record, MediaRecord):
-            db.execute(SHOW_ONCE, (record.user_id, record.collection_id, record.sha256, record.id))
-
-    def release_path(self, db: Database, path: str) -> None:
-        """Leave a path to a new file: the one of another record there was removed by hand."""
-        db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
-
-    def shown_in(self, db: Database, user_id: int, key: str) -> set[str]:
-        """Return the assets that a user's collection shows without a file of their own."""
-        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 NOTNULL"
-        rows = db.execute(f"SELECT sha256 FROM media WHERE {where}", (key, user_id))
-        return {row[0] for row in rows}
-
-    def remove_loose(self, db: Database, key: str) -> None:
-        """Forget a media record that shows an asset in no collection."""
-        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL"
-        db.execute(f"DELETE FROM media WHERE {where}", (key,))
-
-    def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
-        """Delete softly, as media records are; return whether there was one."""
-        where = "id = ? AND user_id = ? AND is_deleted = 0"
-        sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
-        return db.execute(sql, (now, key, user_id)).rowcount > 0
 
     def is_known(self, key: str) -> bool:
         """Return whether there is something with this id, softly deleted or not."""
         return bool(self._index.value(f"SELECT 1 FROM {self._table} WHERE id = ?", key))
 
-    def remove_collection(self, user_id: int, key: str) -> bool:
+
+class Collections(OwnedTable[Collection]):
+    """Users' collections."""
+
+    def remove(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; return whether there was one."""
 
         def apply(db: Database) -> int:
@@ -5007,9 +4962,53 @@ class OwnedTable(Rows[Record]):
         return self._index.write(apply) > 0
 
 
-def bounded(number: int) -> int:
-    """Return the nearest number that SQLite can compare with."""
-    return max(-MAX_BYTES, min(number, MAX_BYTES))
+class MediaRecords(OwnedTable[MediaRecord]):
+    """Users' records of media."""
+
+    _condition = "is_deleted = 0"
+
+    def put(self, db: Database, record: MediaRecord) -> None:
+        """Add a record or change the one with its id; a collection shows an asset once."""
+        super().put(db, record)
+        same = "user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"  # perhaps deleted
+        values = (record.user_id, record.collection_id, record.sha256, record.id)
+        db.execute(f"DELETE FROM media WHERE {same}", values)
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """Return what a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.value(sql, user_id, db=db))
+
+    def release_path(self, db: Database, path: str) -> None:
+        """Leave a path to a new file: the one of another record there was removed by hand."""
+        db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
+
+    def shown_in(self, db: Database, user_id: int, key: str) -> set[str]:
+        """Return the assets that a user's collection shows without a file of their own."""
+        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 NOTNULL"
+        rows = db.execute(f"SELECT sha256 FROM media WHERE {where}", (key, user_id))
+        return {row[0] for row in rows}
+
+    def remove_if_uncollected(self, db: Database, key: str) -> None:
+        """Forget a media record that shows an asset in no collection."""
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL"
+        db.execute(f"DELETE FROM media WHERE {where}", (key,))
+
+    def soft_delete(self, db: Database, user_id: int, key: str, now: float) -> bool:
+        """Delete softly, as media records are; return whether there was one."""
+        where = "id = ? AND user_id = ? AND is_deleted = 0"
+        sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
+        return db.execute(sql, (now, key, user_id)).rowcount > 0
+
+    def restore(self, key: str, now: float) -> bool:
+        """Bring back what was deleted softly; return whether there was such a record."""
+        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+        return self._change(changed, now, key)
+
+    def remove(self, db: Database, key: str) -> list[str]:
+        """Forget a record; return the path of its file, if it had one."""
+        path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", key, db=db)
+        return [path] if path else []
 
 
 class Entities(Table):
@@ -5023,11 +5022,18 @@ class Entities(Table):
 
     def versions(self, id: int) -> list[Entity]:
         """Return all versions of one, the oldest first."""
-        rows = self._index.read(f"{self._select(True)} WHERE id = ? ORDER BY version", id)
+        select = self._select("entity_version")
+        rows = self._index.read(f"{select} WHERE id = ? ORDER BY version", id)
         return [Entity.from_row(row) for row in rows]
 
     def page(
-        self, version: int | None, filters: Mapping[str, Any], text: str, limit: int, offset: int
+        self,
+        version: int | None,
+        filters: Mapping[str, Any],
+        text: str,
+        *,
+        limit: int,
+        offset: int,
     ) -> tuple[list[tuple[int, int]], int]:
         """Return the ids and transactions of some of those that fit, by id, and how many fit.
 
@@ -5044,26 +5050,26 @@ class Entities(Table):
     ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
         which = "" if version is None else "AND version = ?"
-        sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
-        values = ids if version is None else (*ids, bounded(version))
+        select = self._select("entity_version" if which else "entity")
+        sql = f"{select} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
+        values = ids if version is None else (*ids, clamp(version))
         return [Entity.from_row(row) for row in self._index.read(sql, *values, db=db)]
 
-    def _select(self, versions: bool = False) -> str:
+    def _select(self, table: str) -> str:
         """Return all there is to read of an entity."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
-        source = "entity_version" if versions else "entity"
-        joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
+        joined = f"{table} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
         return f"SELECT {columns}, {ASSET_COLUMNS} FROM {joined}"
 
     def _where(
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
         """Return a table and its condition; booleans are written out for the partial indexes."""
-        chosen = [] if version is None else [("version = ?", bounded(version))]
+        chosen = [] if version is None else [("version = ?", clamp(version))]
         found = [("instr(search, ?)", search_text(text))] if text else []
         equal = [
             (f"{column} = {value:d}", None) if isinstance(value, bool)
-            else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
+            else (f"{column} IS ?", clamp(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
         which, values = where_clause(*chosen, *equal, *found)
@@ -5089,7 +5095,7 @@ class Entities(Table):
         version, added = entity.version + 1, entity.added if entity.id else now
         return self._write(db, entity._replace(version=version, added=added, updated=now))
 
-    def adopt(self, db: Database, versions: Iterable[Entity]) -> None:
+    def import_versions(self, db: Database, versions: Iterable[Entity]) -> None:
         """Write all versions of an entity of another program, under its id, which is free."""
         for number, entity in enumerate(versions, 1):
             self._write(db, entity._replace(version=number))
@@ -5187,16 +5193,6 @@ class Trash(Rows[Trashed]):
 
         return self._index.write(look)
 
-    def restore_media(self, id: str, now: float) -> bool:
-        """Bring back a media record; return whether it was in the trash."""
-        changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
-        return self._change(changed, now, id)
-
-    def remove_media(self, db: Database, id: str) -> list[str]:
-        """Forget a media record; return the path of its file, if it had one."""
-        path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", id, db=db)
-        return [path] if path else []
-
 
 SHOWN_RECORDS = """
     SELECT asset.*, CAST(name AS BLOB) AS path, coalesce(created, created_at) AS moment, media.id,
@@ -5224,21 +5220,21 @@ class Album(NamedTuple):
 class Albums(Table):
     """What the gallery shows besides the library: users' records, entities, and their trash."""
 
-    def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
+    def records(self, user_id: int, collection: str | None = None) -> Iterator[GalleryItem]:
         """Return a user's records in a collection, or all that have a file of their own."""
         which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
-        return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
+        return read_gallery(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
 
-    def entities(self, parent: int | None) -> Iterator[Shown]:
+    def entities(self, parent: int | None) -> Iterator[GalleryItem]:
         """Return the entities in a collection, or at the root."""
         source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
-        return read_shown(self._index, source, None, 0, parent)
+        return read_gallery(self._index, source, None, 0, parent)
 
-    def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
+    def trash(self, user_id: int | None, *, with_entities: bool) -> Iterator[GalleryItem]:
         """Return what is softly deleted of a user, and of the entities if wanted."""
-        return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
+        return read_gallery(self._index, SHOWN_TRASH, user_id, 1, with_entities)
 
-    def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
+    def outside(self, user_id: int | None, *, with_entities: bool) -> list[Album]:
         """Return what there is besides collections, by the words that the gallery has for it."""
         mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
         found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
@@ -5272,17 +5268,6 @@ class Albums(Table):
         sql = f"SELECT album, count(*), sha256, max(moment) FROM ({source}) GROUP BY album"
         counts = {row[0]: row[1:3] for row in self._index.read(sql, user_id, 0)}
         return [Album(str(key), name, *counts.get(key, ())) for key, name in rows]
-
-
-CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
-
-
-INDEX_NAME = "index.sqlite3"  # in DATA; elsewhere it has the name that DATABASE_URL gives
-
-
-def damage_mark(index: Path) -> Path:
-    """Return the file that says that damage was met in an index."""
-    return index.with_name(f"{index.name}-suspect")
 
 
 class OpenUpload(NamedTuple):
@@ -5364,6 +5349,15 @@ class Uploads(Rows[OpenUpload]):
         return int(self._index.value(sql, owner, target, but))
 
 
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+INDEX_NAME = "index.sqlite3"  # in DATA; elsewhere it has the name that DATABASE_URL gives
+
+
+def damage_mark(index: Path) -> Path:
+    """Return the file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
+
+
 def open_index(path: Path) -> Index:
     """Return the index at `path`, made or migrated where needed.
 
@@ -5381,7 +5375,7 @@ def open_index(path: Path) -> Index:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
         damage_mark(path).unlink(missing_ok=True)
-        fresh = migrated(Index(path))
+        fresh = apply_migrations(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
@@ -5402,11 +5396,11 @@ def open_sound_index(path: Path) -> Index:
     refuse_other_file(path)
     try:
         try:
-            index = migrated(Index(path))
+            index = apply_migrations(Index(path))
         except sqlite3.OperationalError:  # on a full disk it needs the space kept for it
             if not SpareSpace(path).give_up():
                 raise
-            index = migrated(Index(path))
+            index = apply_migrations(Index(path))
         index.spare.hold()
         return index
     except sqlite3.OperationalError as error:
@@ -5417,7 +5411,7 @@ def open_sound_index(path: Path) -> Index:
         raise
 
 
-def fold_wal_in(path: Path) -> None:
+def checkpoint_index(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
     with contextlib.suppress(sqlite3.DatabaseError):
         index = Index(path, query_only=True)
@@ -5425,7 +5419,7 @@ def fold_wal_in(path: Path) -> None:
             index.get_meta("decoders")  # what was not read is closed as it is
 
 
-def migrated(index: Index) -> Index:
+def apply_migrations(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
     version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -5473,6 +5467,7 @@ INCOMING = ".incoming"
 LOCKS = "locks"  # a folder
 INNER = ".inner"  # ends the names in `.incoming/` of a folder on another disk than the root
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
+PIECE_BYTES = 256 << 10  # copied at once, from or to an object store too
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
 SHORT_WRITE_BYTES = 64 << 10
@@ -5637,7 +5632,7 @@ class Tree:
 
     # Names
 
-    def resolve(self, name: str, make: bool = False) -> Place:
+    def resolve(self, name: str, *, make: bool = False) -> Place:
         """Open the folder that a name is in, and follow no link on the way.
 
         With `make`, what is missing on the way is made, durably, unless the root is not the one
@@ -5658,7 +5653,7 @@ class Tree:
             if make and inode(os.fstat(folder)) != self._identity:
                 self._check_root(folder)
             for part in parts:
-                outer, folder = folder, open_folder(part, folder, make)
+                outer, folder = folder, open_folder(part, folder, make=make)
                 os.close(outer)
         except BaseException as error:
             os.close(folder)
@@ -5669,7 +5664,7 @@ class Tree:
             self._inner[parts[0]] = inode(os.fstat(folder))
         return Place(folder, last)
 
-    def open(self, name: str, write: bool = False) -> io.FileIO:
+    def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Open the file for reading; OSError where there is none, or none that is regular."""
         with self.resolve(name) as place:
             flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
@@ -5853,7 +5848,7 @@ class Folder(Tree):
         place = self.resolve(name, make=True)
         with undoing(os.close, place.folder):
             file = self._create(place, size)
-        hashes = new_hashes(md5)
+        hashes = new_hashes(md5=md5)
         return Incoming(self, name, file, limit, hashes=hashes, place=place, has_room=size)
 
     def need_room(self, size: int) -> None:
@@ -6021,17 +6016,7 @@ class Folder(Tree):
             self.unlink(mark)
 
 
-class Hash(Protocol):
-    """What hashlib makes."""
-
-    def update(self, data: Buffer, /) -> None:
-        """Take in the next bytes."""
-
-    def hexdigest(self) -> str:
-        """Return the hash of all bytes so far."""
-
-
-def new_hashes(md5: bool) -> Sequence[Hash]:
+def new_hashes(*, md5: bool) -> Sequence[Hash]:
     """Return SHA-256 and, if it is wanted, MD5, of nothing yet."""
     return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
 
@@ -6121,7 +6106,7 @@ class Incoming:
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
-        self._give_back()
+        self._let_go(but_place=True)
         self.facts = probe(self.file, self._head or b"")
         self.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         self.md5 = "".join(rest)
@@ -6158,19 +6143,16 @@ class Incoming:
         self._let_go()
         self.file.close()
 
-    def _let_go(self) -> None:
-        """Hold no more than the file itself."""
-        self._give_back()
-        place, self._place = self._place, None
-        if place is not None:
-            os.close(place.folder)
-
-    def _give_back(self) -> None:
+    def _let_go(self, *, but_place: bool = False) -> None:
+        """Hold no more than the file itself, and its place where that is wanted soon."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self.folder.buffers.give_back(buffer)
+        if self._place is not None and not but_place:
+            place, self._place = self._place, None
+            os.close(place.folder)
 
-    def discard(self, undo: bool = True) -> None:
+    def discard(self, *, undo: bool = True) -> None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first."""
         if self.file.closed:
             return
@@ -6310,7 +6292,7 @@ def inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def open_folder(name: str, parent: int, make: bool) -> int:
+def open_folder(name: str, parent: int, *, make: bool) -> int:
     """Open a folder in an open one, and `make` it durably where it is missing."""
     flags = OPEN_FOLDER if make else PASS_FOLDER  # what comes there is to be synced
     try:
@@ -6356,6 +6338,14 @@ def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]
     buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
     while count := file.readinto(buffer):
         yield buffer[:count]
+
+
+def read_range(file: io.FileIO, offset: int, count: int) -> Iterator[bytes]:
+    """Yield the bytes of a part of a file, in pieces; they end where the file does."""
+    end = offset + count
+    while piece := os.pread(file.fileno(), min(PIECE_BYTES, end - offset), offset):
+        offset += len(piece)
+        yield piece
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
@@ -6478,13 +6468,12 @@ def read_syllable(character: str) -> str:
 # finds out whether the store is back. So one that is away keeps few threads, and no other work.
 
 S3_SECONDS = 30.0  # that a store may take to go on with a request
-S3_PLACES = 32  # requests at once
-S3_PLACE_SECONDS = 0.5  # that one waits for a place among them
+S3_SLOTS = 32  # requests at once
+S3_SLOT_SECONDS = 0.5  # that one waits for a slot among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
 S3_SHIFT_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
-S3_BLOCK_BYTES = 256 << 10  # sent and received at once
 S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -6579,17 +6568,13 @@ class S3Request(NamedTuple):
 
 
 class S3Answer(NamedTuple):
-    """An answer of a store, with its names of headers in lower case."""
+    """An answer of a store."""
 
     code: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @classmethod
-    def of(cls, response: HTTPResponse, body: bytes) -> S3Answer:
-        """Return an answer of http.client with its body, its headers' names in lower case."""
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return cls(response.status, headers, body)
+    headers: HTTPMessage  # which finds names in any case
+    body: bytes  # empty where it is to be read from the response
+    connection: HTTPConnection
+    response: HTTPResponse
 
     def pause(self) -> float:
         """Return the seconds that the store wants to be left alone for."""
@@ -6598,8 +6583,8 @@ class S3Answer(NamedTuple):
 
     def shift(self) -> float:
         """Return the seconds that the store's clock is ahead of this one."""
-        with contextlib.suppress(KeyError, ValueError):
-            return parsedate_to_datetime(self.headers["date"]).timestamp() - time.time()
+        with contextlib.suppress(ValueError):
+            return parsedate_to_datetime(self.headers.get("date", "")).timestamp() - time.time()
         return 0.0
 
     def elements(self, name: str) -> list[str]:
@@ -6610,13 +6595,6 @@ class S3Answer(NamedTuple):
     def text(self, name: str) -> str:
         """Return the content of an element of an XML answer."""
         return xml_text(self.body.decode("utf-8", "replace"), name)
-
-
-class S3Run(NamedTuple):
-    """An answer whose body is being read."""
-
-    connection: HTTPConnection
-    response: HTTPResponse
 
 
 def xml_text(xml: str, name: str) -> str:
@@ -6632,7 +6610,7 @@ class S3Client:
         """Without an endpoint it is AWS's. Buckets are paths, which every store understands."""
         self._signer = signer
         self._endpoint = urlsplit(endpoint or f"https://s3.{signer.region}.amazonaws.com")
-        self._places = threading.BoundedSemaphore(S3_PLACES)
+        self._slots = threading.BoundedSemaphore(S3_SLOTS)
         self._idle: deque[tuple[float, HTTPConnection]] = deque()
         self._retry_at = 0.0  # monotonic; 0: the circuit is closed
         self._is_conditional = True  # whether the store may know If-None-Match
@@ -6651,24 +6629,24 @@ class S3Client:
 
     def call(self, request: S3Request) -> S3Answer:
         """Return the whole answer to a request; an OSError where it is refused."""
-        with self.place():
-            return self.open(request, is_whole=True)[0]
+        with self.slot():
+            return self.open(request, is_whole=True)
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Take a place among the requests that are under way; Unavailable if none gets free."""
-        patience = 0.0 if self._retry_at else S3_PLACE_SECONDS
-        if not self._places.acquire(timeout=patience):
+    def slot(self) -> Iterator[None]:
+        """Take a slot among the requests that are under way; Unavailable if none gets free."""
+        patience = 0.0 if self._retry_at else S3_SLOT_SECONDS
+        if not self._slots.acquire(timeout=patience):
             raise Unavailable("too many requests are under way")
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
-    def open(self, request: S3Request, is_whole: bool = False) -> tuple[S3Answer, S3Run]:
+    def open(self, request: S3Request, *, is_whole: bool = False) -> S3Answer:
         """Send a request, if need be again; an OSError where it is refused.
 
-        The answer's body is to be read from the run, unless it `is_whole`.
+        The body is to be read from the answer's response, unless it `is_whole`.
         """
         self._pass_circuit()
         for wait in (*S3_RETRIES, 0.0):
@@ -6676,7 +6654,8 @@ class S3Client:
             try:
                 response = self._exchange(connection, request)
                 is_read = is_whole or response.status >= 300
-                answer = S3Answer.of(response, response.read() if is_read else b"")
+                body = response.read() if is_read else b""
+                answer = S3Answer(response.status, response.headers, body, connection, response)
                 if self._is_final(request, answer, is_last=not wait):
                     break
                 problem, pause = f"answers {answer.code}", answer.pause()
@@ -6693,9 +6672,9 @@ class S3Client:
         if is_read:
             self.keep(connection)
         check_answer(request, answer)
-        return answer, S3Run(connection, response)
+        return answer
 
-    def _is_final(self, request: S3Request, answer: S3Answer, is_last: bool) -> bool:
+    def _is_final(self, request: S3Request, answer: S3Answer, *, is_last: bool) -> bool:
         """Return whether another try would change nothing; note how the store is to be asked."""
         if answer.code == 501 and "if-none-match" in request.headers:
             self._is_conditional = False  # OpenStack Swift; who sends has looked before
@@ -6742,7 +6721,7 @@ class S3Client:
             return kept
         secure = self._endpoint.scheme == "https"
         kind = http.client.HTTPSConnection if secure else HTTPConnection
-        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=S3_BLOCK_BYTES)
+        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=PIECE_BYTES)
 
     def keep(self, connection: HTTPConnection) -> None:
         """Keep a connection whose latest answer has been read for the next request."""
@@ -6800,14 +6779,7 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
 
 S3_PART_BYTES = 64 << 20  # a longer file goes up in parts of this size
 MAX_KEYS = 1000  # in one page of a list, as the protocol has it
-NOTE = ".object"  # ends the name of an ObjectNote in `.incoming/`
-
-
-class ObjectNote(NamedTuple):
-    """What the next start has to know of an object that is coming or going."""
-
-    name: str
-    mtime_ns: int  # of the one that is meant; 0: whichever is there
+NOTE = ".object"  # ends the name of a note, in `.incoming/`, of an object that comes or goes
 
 
 class Bucket(Folder):
@@ -6831,7 +6803,8 @@ class Bucket(Folder):
         self.below = below  # "", or a folder's name with `/`
 
     def is_local(self, name: str) -> bool:
-        return is_incoming(name) or not name.startswith(self.below)
+        incoming = f"{name}/".startswith(f"{INCOMING}/")
+        return incoming or not name.startswith(self.below)
 
     def show(self, name: str = "") -> str:
         if name and self.is_local(name):
@@ -6894,7 +6867,7 @@ class Bucket(Folder):
                 return
             for path, size in found:
                 if wanted(path):
-                    yield path, object_status({"content-length": size})
+                    yield path, object_status({}, size)
 
     def stat(self, name: str) -> os.stat_result:
         """Return size and mtime; FileNotFoundError where there is none."""
@@ -6906,10 +6879,10 @@ class Bucket(Folder):
         """Return what reads an object while it is sent."""
         return ObjectReader(self, file.path, (file.size, file.mtime_ns))
 
-    def open(self, name: str, write: bool = False) -> io.FileIO:
+    def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Return a copy of an object for what needs a file; it has no name."""
         if self.is_local(name):
-            return super().open(name, write)
+            return super().open(name, write=write)
         import tempfile  # 5 ms
 
         size, mtime_ns, _ = state_of(self.stat(name))
@@ -6941,7 +6914,7 @@ class Bucket(Folder):
             self.stat(name)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         mtime_ns = os.fstat(incoming.file.fileno()).st_mtime_ns
-        self._write_note(ObjectNote(name, mtime_ns), os.O_EXCL)
+        self._write_note(name, mtime_ns, os.O_EXCL)
         incoming.kept, incoming.note = name, note_of(name)
         try:
             self._send(incoming, name, mtime_ns, {"if-none-match": "*"})
@@ -7008,7 +6981,7 @@ class Bucket(Folder):
         """Remove objects once the block, which has the index forget them, ends without error."""
         objects = [name for name in names if not self.is_local(name)]
         for name in objects:
-            self._write_note(ObjectNote(name, 0))
+            self._write_note(name, 0)
         on_disk = [name for name in names if self.is_local(name)]
         with undoing(self._unmark, list(map(note_of, objects))), super().removing(on_disk):
             yield
@@ -7029,11 +7002,14 @@ class Bucket(Folder):
             with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
                 note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
 
-    def _write_note(self, note: ObjectNote, flags: int = os.O_TRUNC) -> None:
-        """Write a note, durably; with O_EXCL, FileExistsError where there is one of that name."""
-        with self.resolve(note_of(note.name), make=True) as place:
+    def _write_note(self, name: str, mtime_ns: int, flags: int = os.O_TRUNC) -> None:
+        """Tell the next start of an object, by its mtime if not 0, durably.
+
+        With O_EXCL, FileExistsError where it is told of one of that name.
+        """
+        with self.resolve(note_of(name), make=True) as place:
             with io.FileIO(place.open(os.O_WRONLY | os.O_CREAT | flags), "w") as file:
-                write_all(file, memoryview(json.dumps(note).encode()))
+                write_all(file, memoryview(json.dumps([name, mtime_ns]).encode()))
                 os.fsync(file.fileno())
             sync_folder(place.folder)
 
@@ -7056,16 +7032,16 @@ class Bucket(Folder):
         """Remove what a note is about, if the index does not know it."""
         with super().open(path) as file:
             try:
-                note = ObjectNote(*json.loads(file.read()))
+                name, mtime_ns = json.loads(file.read())
             except ValueError:  # a crash has cut it short: nothing was sent yet
                 return
-        if is_known(note.name):
+        if is_known(name):
             return
         with contextlib.suppress(FileNotFoundError):  # as some stores say where there is none
-            self._abort_parts(note.name)
+            self._abort_parts(name)
         with contextlib.suppress(FileNotFoundError):
-            if not note.mtime_ns or is_from(self.stat(note.name), note.mtime_ns):
-                self.client.call(self.request("DELETE", note.name))
+            if not mtime_ns or is_from(self.stat(name), mtime_ns):
+                self.client.call(self.request("DELETE", name))
 
     def _abort_parts(self, name: str) -> None:
         """Remove the parts of an upload that did not come to its end."""
@@ -7096,8 +7072,8 @@ class ObjectReader(SlowReader):
         self.bucket = bucket
         self.name = name
         self._state = state
-        self._run: S3Run | None = None
-        self._at = 0  # where the run is
+        self._answer: S3Answer | None = None  # whose body is being read
+        self._at = 0  # as far as here
 
     def check(self, status: os.stat_result) -> None:
         """Raise FileNotFoundError unless the object is the one that was asked for."""
@@ -7106,47 +7082,40 @@ class ObjectReader(SlowReader):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
 
     def read_at(self, offset: int, count: int) -> bytes:
-        with self.bucket.client.place():
+        with self.bucket.client.slot():
             for _ in range(2):  # a store may have hung up while the reader was slow
-                if self._run is None or self._at != offset:
+                if self._answer is None or self._at != offset:
                     self.close()
-                    self._run, self._at = self._begin(offset, count), offset
+                    self._answer, self._at = self._begin(offset, count), offset
                 with contextlib.suppress(OSError, HTTPException):
-                    if piece := self._run.response.read(min(count, S3_BLOCK_BYTES)):
+                    if piece := self._answer.response.read(min(count, PIECE_BYTES)):
                         self._at += len(piece)
                         return piece
                 self.close()
         raise Unavailable("an object broke off")
 
-    def _begin(self, offset: int, count: int) -> S3Run:
+    def _begin(self, offset: int, count: int) -> S3Answer:
         headers = {"range": f"bytes={offset}-{offset + count - 1}"}
         request = self.bucket.request("GET", self.name, headers=headers)
-        answer, run = self.bucket.client.open(request)
-        with undoing(run.connection.close):
+        answer = self.bucket.client.open(request)
+        with undoing(answer.connection.close):
             part, _, total = answer.headers.get("content-range", "").rpartition("/")
             if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
                 raise Unavailable("a range is answered with another one")
-            self.check(object_status({**answer.headers, "content-length": total}))
-        return run
+            self.check(object_status(answer.headers, total))
+        return answer
 
     def url(self, seconds: int) -> str:
         """Return a URL under which anyone may GET the object for so many seconds."""
         return self.bucket.client.presign(self.bucket.request("GET", self.name), seconds)
 
     def close(self) -> None:
-        """End the run; its connection can be used again if all of it was read."""
-        if self._run is not None:
-            connection, response = self._run
-            self._run = None
-            if response.isclosed() and not response.length:
-                self.bucket.client.keep(connection)
-            else:
-                connection.close()
-
-
-def is_incoming(name: str) -> bool:
-    """Return whether a name is in the folder of files on their way in."""
-    return f"{name}/".startswith(f"{INCOMING}/")
+        """End the reading; the connection can be used again if the whole answer was read."""
+        answer, self._answer = self._answer, None
+        if answer and answer.response.isclosed() and not answer.response.length:
+            self.bucket.client.keep(answer.connection)
+        elif answer:
+            answer.connection.close()
 
 
 def note_of(name: str) -> str:
@@ -7154,8 +7123,8 @@ def note_of(name: str) -> str:
     return f"{INCOMING}/{mark_of(name)}{NOTE}"
 
 
-def object_status(headers: Mapping[str, str]) -> os.stat_result:
-    """Return the size and mtime that an object's headers tell, as of a file without a name."""
+def object_status(headers: HTTPMessage | Mapping[str, str], size: str = "") -> os.stat_result:
+    """Return the mtime that headers tell, and the size if none is given, as of a nameless file."""
     mtime_ns = 0
     with contextlib.suppress(ValueError):
         if kept := headers.get("x-amz-meta-mtime"):
@@ -7164,8 +7133,8 @@ def object_status(headers: Mapping[str, str]) -> os.stat_result:
         elif changed := headers.get("last-modified"):  # rclone's server knows it after a restart
             mtime_ns = int(parsedate_to_datetime(changed).timestamp()) * 10**9
     times = {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9, "st_ctime": mtime_ns / 1e9}
-    size = int(headers.get("content-length") or 0)
-    return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, size, 0, 0, 0), times)
+    length = int(size or headers.get("content-length") or 0)
+    return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, length, 0, 0, 0), times)
 
 
 def is_from(status: os.stat_result, mtime_ns: int) -> bool:
@@ -7180,16 +7149,6 @@ def format_mtime(mtime_ns: int) -> str:
     '1500000000.000000007'
     """
     return f"{mtime_ns // 10**9}.{mtime_ns % 10**9:09}"
-
-
-def read_range(file: io.FileIO, offset: int, count: int) -> Iterator[bytes]:
-    """Yield the bytes of a part of a file, in blocks."""
-    end = offset + count
-    while offset < end and (
-        piece := os.pread(file.fileno(), min(S3_BLOCK_BYTES, end - offset), offset)
-    ):
-        offset += len(piece)
-        yield piece
 
 
 def hash_range(file: io.FileIO, offset: int, count: int) -> ObjectBody:
@@ -7243,8 +7202,8 @@ AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
-MAX_DECODER_DEATHS = 3
-MAX_DEATHS_KNOWN = 10_000
+MAX_DECODER_CRASHES = 3
+MAX_CRASHES_KNOWN = 10_000
 
 # Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
 PILLOW_FORMATS = {
@@ -7290,12 +7249,17 @@ COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to 
 RAW_FORMATS = formats_for("raw")
 JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
 TIFF_PHOTOMETRIC = 262
-EXIF_ORIENTATION = 0x0112
 BICUBIC: Any = 3  # in all versions of Pillow
 TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
     2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
     6: (4, "transpose=1"), 7: (6, "transpose=3"), 8: (2, "transpose=2"),
 }  # fmt: skip
+
+
+def shared_numbers(kind: str, count: int = 1) -> Any:
+    """Return zeros of a kind (struct's letter) that this process and all forked from it share."""
+    memory: Any = memoryview(mmap.mmap(-1, count * struct.calcsize(kind)))
+    return memory.cast(kind)
 
 
 class Rendition(NamedTuple):
@@ -7332,6 +7296,13 @@ class Job(NamedTuple):
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
+class Decoders(NamedTuple):
+    """What a decoder process can decode with."""
+
+    formats: list[str]  # that Pillow opens; none where it is missing
+    ffmpeg: str | None  # its path
+
+
 class Outcome(enum.Enum):
     """What became of a thumbnail."""
 
@@ -7340,7 +7311,7 @@ class Outcome(enum.Enum):
     FAILED = -1  # for another reason: it is to be tried again
 
 
-class Shelf:
+class ImageCache:
     """A folder of renditions, which are named by their source's sha256."""
 
     def __init__(self, folder: Folder, prefix: str) -> None:
@@ -7395,7 +7366,7 @@ class Shelf:
 PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
-class PreviewCache(Shelf):
+class PreviewCache(ImageCache):
     """Previews in a folder of at most `limit` bytes, or none: the least recently used ones go."""
 
     def __init__(self, folder: Folder, prefix: str, limit: int, used: memoryview) -> None:
@@ -7461,15 +7432,14 @@ class Thumbnails:
         self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow()
         self.ffmpeg = shutil.which("ffmpeg")
-        self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.restarts = shared_numbers("Q")
         # When an upload began in one of them, monotonic: decoders wait for it and the next
-        self.upload_at = memoryview(mmap.mmap(-1, 8)).cast("d")
-        self.decoding = {  # of all processes: how often, and nanoseconds
-            kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
-        }
-        self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
+        self.upload_at = shared_numbers("d")
+        kinds = ("thumbnail", "preview")
+        self.decoding = {kind: shared_numbers("Q", 2) for kind in kinds}  # times, nanoseconds
+        self.preview_bytes = shared_numbers("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
-        self.shelves: tuple[Shelf, ...] = ()  # public, private
+        self.caches: tuple[ImageCache, ...] = ()  # public, private
         self.previews: PreviewCache
         self._host: socket.socket | None = None
         self._host_id = 0
@@ -7477,12 +7447,12 @@ class Thumbnails:
         self._restart_at = 0.0
         self._lock = threading.Lock()
         self._making: dict[str, Making] = {}
-        self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+        self._crashes: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
         self.is_over = False  # nobody waits for what is being made
 
-    def place(self, public: Shelf, private: Shelf, previews: PreviewCache) -> None:
+    def set_caches(self, public: ImageCache, private: ImageCache, previews: PreviewCache) -> None:
         """Say where thumbnails and previews lie."""
-        self.shelves = (public, private)
+        self.caches = (public, private)
         self.previews = previews
 
     @property
@@ -7502,9 +7472,8 @@ class Thumbnails:
         """Return whether a decoder found here might draw such content; never SVG."""
         return kind in self.kinds and mime_type != "image/svg+xml"
 
-    @property
-    def available(self) -> bool:
-        """Return whether the decoder host runs; start one that has died again, after a while."""
+    def ensure_host(self) -> bool:
+        """Start the decoder host again if it has ended, after a while; return whether it runs."""
         if self._host is None or is_connected(self._host):
             return self._host is not None
         with self._lock:
@@ -7557,22 +7526,22 @@ class Thumbnails:
         while self._sockets:
             self._sockets.pop().close()
 
-    def shelf(self, file: File) -> Shelf:
+    def cache_of(self, file: File) -> ImageCache:
         """Return where the thumbnail of a file lies."""
-        return self.shelves[file.root != "library"]
+        return self.caches[file.root != "library"]
 
     def remove(self, *hashes: str, public_only: bool = False) -> None:
         """Delete those thumbnails and previews that there are and that can be deleted."""
         for sha256 in hashes:
-            for shelf in self.shelves[: 1 if public_only else 2]:
-                shelf.remove(sha256, THUMBNAIL)
+            for cache in self.caches[: 1 if public_only else 2]:
+                cache.remove(sha256, THUMBNAIL)
             if not public_only:
                 self.previews.remove(sha256, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        for shelf in (*self.shelves, self.previews):
-            shelf.recover()
+        for cache in (*self.caches, self.previews):
+            cache.recover()
 
     def make(self, folder: Folder, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Make the thumbnail of an image or video, unless there is one.
@@ -7581,21 +7550,21 @@ class Thumbnails:
         one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the file cannot be opened or the thumbnail not stored.
         """
-        sha256, shelf = asset.sha256, self.shelf(file)
+        sha256, cache = asset.sha256, self.cache_of(file)
 
         def make() -> Outcome:
-            if shelf.exists(sha256):
+            if cache.exists(sha256):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self.previews.limit else (THUMBNAIL,)
             made = self._render(folder, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
-            shelf.store(sha256, THUMBNAIL, made[0])
+            cache.store(sha256, THUMBNAIL, made[0])
             for preview in made[1:]:  # there is none without Pillow
                 self.previews.store(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{shelf.name(sha256)} {ahead}", make)
+        return self._once(f"{cache.name(sha256)} {ahead}", make)
 
     def preview(
         self, folder: Folder, file: File, asset: Asset, rendition: Rendition
@@ -7659,24 +7628,24 @@ class Thumbnails:
         if not unchanged:
             return Outcome.FAILED
         if made is None:
-            return self._count_death(asset.sha256)
+            return self._count_crash(asset.sha256)
         return made or Outcome.IMPOSSIBLE
 
     def _may_try(self, sha256: str) -> bool:
         """Return whether enough time has passed since a decoder died of this picture."""
-        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
+        return time.monotonic() >= self._crashes.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
 
-    def _count_death(self, sha256: str) -> Outcome:
+    def _count_crash(self, sha256: str) -> Outcome:
         """Count a decoder's death: a single one is chance, some make the picture IMPOSSIBLE."""
-        if not self.available:
+        if not self.ensure_host():
             return Outcome.FAILED
         with self._lock:
-            deaths = self._deaths.pop(sha256, (0, 0.0))[0] + 1
-            if deaths >= MAX_DECODER_DEATHS:
+            crashes = self._crashes.pop(sha256, (0, 0.0))[0] + 1
+            if crashes >= MAX_DECODER_CRASHES:
                 return Outcome.IMPOSSIBLE
-            if len(self._deaths) >= MAX_DEATHS_KNOWN:
-                self._deaths.clear()
-            self._deaths[sha256] = deaths, time.monotonic()
+            if len(self._crashes) >= MAX_CRASHES_KNOWN:
+                self._crashes.clear()
+            self._crashes[sha256] = crashes, time.monotonic()
         return Outcome.FAILED
 
     def _decode(self, source: io.FileIO, job: Job) -> list[bytes] | None:
@@ -7738,7 +7707,7 @@ def is_connected(host: socket.socket | None) -> bool:
 
 
 def find_pillow() -> str | None:
-    """Name and version of the Pillow installed, without the 50 ms that importing it takes."""
+    """Return the installed Pillow's name and version, without the 50 ms that importing takes."""
     spec = importlib.util.find_spec("PIL")
     if spec is None or spec.origin is None:
         return None
@@ -7772,7 +7741,7 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
     """Fork decoders while there are jobs, at most so many, until the server has closed its end."""
     server = os.getppid()
     silent = host.type != socket.SOCK_SEQPACKET  # datagrams tell no end of file
-    formats: list[str] | None = None
+    decoders: Decoders | None = None
     running, most = 0, processes + AWAITED_DECODERS
     while not silent or os.getppid() == server:
         while running and os.waitpid(-1, 0 if running >= most else os.WNOHANG)[0]:
@@ -7782,17 +7751,16 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
         with contextlib.suppress(BlockingIOError):  # a decoder was quicker
             if not host.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 return
-            if formats is None:
-                formats = load_pillow()
+            decoders = decoders or Decoders(load_pillow(), ffmpeg)
             with contextlib.suppress(OSError):  # no process to be had: the job waits
                 if os.fork() == 0:
-                    run_decoder(host, formats, ffmpeg)
+                    run_decoder(host, decoders)
                 running += 1
             time.sleep(TAKE_SECONDS)
 
 
 def load_pillow() -> list[str]:
-    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open."""
+    """Import Pillow and its plugins for PILLOW_FORMATS; return the formats that it can open."""
     # One thread a decoder: jobs are parallel already, and threads count against the limits.
     try:
         from PIL import Image
@@ -7812,7 +7780,7 @@ def load_pillow() -> list[str]:
 # -- One job -----------------------------------------------------------------------------
 
 
-def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
+def run_decoder(host: socket.socket, decoders: Decoders) -> None:
     """Do some jobs, until one fails or there are no more; never returns.
 
     A fork costs as much as a small picture, so it is not made for each. Who has worked ahead
@@ -7831,13 +7799,13 @@ def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> 
             job = Job.from_bytes(message)
             if job.ahead and not is_idle:
                 is_idle = True
-                step_aside()
-            run_job(job, descriptors, formats, ffmpeg)
+                lower_priority()
+            run_job(job, descriptors, decoders)
     finally:
         os._exit(0)
 
 
-def step_aside() -> None:
+def lower_priority() -> None:
     """Work only while nobody else does (sched(7)): whoever wakes up goes first, at once."""
     os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
@@ -7845,8 +7813,8 @@ def step_aside() -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
-    """Be the filter from picture (standard input) to its renditions (standard output)."""
+def run_job(job: Job, descriptors: list[int], decoders: Decoders) -> None:
+    """Do a job as a filter from picture (standard input) to renditions (standard output)."""
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -7856,7 +7824,7 @@ def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | 
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + DECODE_CPU_SECONDS, hard))
     try:
         with open(0, "rb", closefd=False) as source, open(1, "wb", closefd=False) as target:
-            write_renditions(source, target, job, formats, ffmpeg)
+            write_renditions(source, target, job, decoders)
     finally:  # what a decoder raises is its verdict, too
         os.write(1, DECODER_DONE)
         for standard in (0, 1):
@@ -7873,31 +7841,28 @@ def limit_process() -> None:
     with contextlib.suppress(OSError):  # no /proc, as on macOS, which has no such limit either
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits[resource.RLIMIT_AS] = mapped + DECODE_MEMORY
-    for name, limit in limits.items():
-        resource.setrlimit(name, (limit, limit))
+    for name, limit in limits.items():  # a lower one, as of a container, stays
+        lowest = min({limit, resource.getrlimit(name)[1]} - {resource.RLIM_INFINITY})
+        resource.setrlimit(name, (lowest, lowest))
 
 
-def write_renditions(
-    source: BinaryIO, target: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
-) -> None:
+def write_renditions(source: BinaryIO, target: BinaryIO, job: Job, decoders: Decoders) -> None:
     """Write what the job wants, each after its length; nothing where no decoder can.
 
     Nothing but pixels is written: no EXIF, no place, no colour profile.
     """
     results = []
-    if formats:
-        if picture := decode(source, job, formats, ffmpeg):
+    if decoders.formats:
+        if picture := decode(source, job, decoders):
             results = [encode(picture, rendition) for rendition in job.renditions]
-    elif ffmpeg and job.renditions[0].format == "PNG":
-        results = [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]
+    elif decoders.ffmpeg and job.renditions[0].format == "PNG":
+        results = [run_ffmpeg(decoders.ffmpeg, job, job.renditions[0].size)]
     for data in results:
         if data:
             target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
-def decode(
-    source: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
-) -> Image.Image | None:
+def decode(source: BinaryIO, job: Job, decoders: Decoders) -> Image.Image | None:
     """Decode the picture in the largest size wanted, upright and in sRGB, by the first way.
 
     One that is too large may have a small form in it, as HEIC has. One that is cut short is shown
@@ -7905,14 +7870,15 @@ def decode(
     it is the best that there is.
     """
     size = max(rendition.size for rendition in job.renditions)
-    whole = functools.partial(open_picture, source, formats, size)
-    small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
-    cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
+    from_source = functools.partial(open_picture, source, decoders.formats)
+    whole = functools.partial(from_source, size)
+    small = functools.partial(from_source, THUMBNAIL_SIZE)
+    cut_short = functools.partial(from_source, size, cut_short=True)
     embedded = (
         functools.partial(open_picture, jpeg, ["JPEG"], size, job.orientation)
         for jpeg in embedded_jpegs(source, job)
     )
-    frame = functools.partial(open_frame, ffmpeg, job, size)
+    frame = functools.partial(open_frame, decoders.ffmpeg, job, size)
     ways: dict[str, Iterable[Callable[[], Image.Image | None]]] = {
         "image": itertools.chain((whole, small, cut_short, frame), embedded),
         "raw": itertools.chain(embedded, (whole, cut_short)),
@@ -7929,8 +7895,9 @@ def decode(
 
 
 def open_picture(
-    source: BinaryIO, formats: list[str], size: int, orientation: int = 1, cut_short: bool = False
-) -> Image.Image | None:
+    source: BinaryIO, formats: list[str], size: int, orientation: int = 1,
+    *, cut_short: bool = False,
+) -> Image.Image | None:  # fmt: skip
     """Decode an image within `size` by `size` pixels; `orientation` is for one without its own.
 
     Raises what Pillow raises. None where it is cut short before its first pixel.
@@ -8300,16 +8267,16 @@ def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
     """Return the frame at the wanted second, else the first one, as PNG; empty if none."""
     for seconds in dict.fromkeys((job.seconds, 0.0)):
         plain = [ffmpeg, *ffmpeg_arguments(job, size, seconds)]
-        png = ask_ffmpeg(plain, HDR_TRANSFER)
+        png = call_ffmpeg(plain, HDR_TRANSFER)
         if png is None:
             mapped = [ffmpeg, *ffmpeg_arguments(job, size, seconds, HDR_FILTERS)]
-            png = ask_ffmpeg(mapped) or ask_ffmpeg(plain)  # it may lack the filters
+            png = call_ffmpeg(mapped) or call_ffmpeg(plain)  # it may lack the filters
         if png:
             return png
     return b""
 
 
-def ask_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
+def call_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
     """Return its standard output; None where its input is what it was not to be asked for.
 
     It never outlives this process, and what kills it ends this process, too.
@@ -8443,8 +8410,8 @@ class SharedProgress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
-        self.mounts = mmap.mmap(-1, 1)  # another byte when other mount points are known
-        self.forgotten = memoryview(mmap.mmap(-1, 8)).cast("Q")  # how often files were
+        self.mounts = shared_numbers("Q")  # how often other mount points were noted
+        self.forgotten = shared_numbers("Q")  # how often files were
 
     def get(self) -> ScanProgress:
         """Return the progress as all processes know it."""
@@ -8488,7 +8455,7 @@ def start_repeating(
     return thread
 
 
-class Sight(NamedTuple):
+class FolderStatus(NamedTuple):
     """How a folder was when it was last looked at."""
 
     missing: bool = False
@@ -8502,8 +8469,8 @@ class Mounts:
 
     def __init__(self, index: Index, progress: SharedProgress) -> None:
         self._index = index
-        self._state = progress.mounts
-        self._known: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
+        self._changes = progress.mounts
+        self._known: dict[str, tuple[int, list[str]]] = {}  # after how many changes
 
     def absent(self, folder: Folder) -> list[str]:
         """Find places below a folder where a disk with known files was mounted, and is no more."""
@@ -8516,18 +8483,18 @@ class Mounts:
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
 
-    def look(self, folder: Folder) -> Sight:
+    def look(self, folder: Folder) -> FolderStatus:
         """Return whether a folder is there now, and the disks below it."""
         missing = folder.is_missing()
-        return Sight(missing, () if missing else tuple(self.absent(folder)))
+        return FolderStatus(missing, () if missing else tuple(self.absent(folder)))
 
     def _of(self, folder: Folder) -> list[str]:
         """Return places below a folder where a disk was mounted; kept, as each upload asks."""
-        state, known = self._known.get(folder.name, (-1, []))
-        if state != self._state[0]:
-            state = self._state[0]
+        changes, known = self._known.get(folder.name, (-1, []))
+        if changes != self._changes[0]:
+            changes = self._changes[0]
             known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
-            self._known[folder.name] = state, known
+            self._known[folder.name] = changes, known
         return known
 
     def note(self, folder: Folder) -> list[bytes]:
@@ -8537,7 +8504,7 @@ class Mounts:
         now = sorted(mounted.union(absent))
         if now != self._of(folder):
             self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
-            self._state[0] = (self._state[0] + 1) % 256
+            self._changes[0] += 1
         for path in absent:
             warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
         return [os.fsencode(f"{path}/") for path in absent]
@@ -8558,6 +8525,7 @@ class Renditions:
 
     def _wait(self, seconds: float) -> None:
         self.wanted.wait(None if seconds == math.inf else seconds)
+        self._let_uploads_pass()  # or each would have it look for what is wanted
         self.wanted.clear()
 
     def note_upload(self) -> None:
@@ -8575,10 +8543,9 @@ class Renditions:
 
     def make_all(self) -> bool:
         """Try each of those that have no verdict yet once; return whether all have one now."""
-        whole, threads = True, self.thumbnails.processes
-        for made in in_threads(self._try_thumbnail, self._without_verdict(), threads):
-            whole = made and whole
-        return whole
+        threads = self.thumbnails.processes
+        made = in_threads(self._try_thumbnail, self._without_verdict(), threads)
+        return not sum(not each for each in made)  # so that all are made
 
     def _without_verdict(self) -> Iterator[Located]:
         kinds, last, pending = self.thumbnails.kinds, "", self._index.assets.without_thumbnail
@@ -8607,18 +8574,18 @@ class Renditions:
         facts, thumbnails = asset.facts, self.thumbnails
         if asset.thumbnail == 0 or facts is None:
             return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.shelf(file).exists(asset.sha256):
+        if asset.thumbnail == 1 and thumbnails.cache_of(file).exists(asset.sha256):
             return Outcome.MADE
         if facts.kind not in thumbnails.kinds:
             return Outcome.IMPOSSIBLE
-        if not thumbnails.available:
+        if not thumbnails.ensure_host():
             return Outcome.FAILED
         outcome = Outcome.IMPOSSIBLE
         if thumbnails.can_make(facts.kind, facts.mime_type):
             outcome = thumbnails.make(self.folders[file.root], file, asset, ahead=ahead)
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
             made = outcome is Outcome.MADE
-            if not self._index.assets.set_thumbnail(asset.sha256, made):  # deleted meanwhile
+            if not self._index.assets.set_thumbnail(asset.sha256, made=made):  # deleted meanwhile
                 thumbnails.remove(asset.sha256)
         return outcome
 
@@ -8635,7 +8602,7 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], renditions: Renditions,
-        progress: SharedProgress, quiet: bool = False,
+        progress: SharedProgress, *, quiet: bool = False,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
@@ -8727,11 +8694,11 @@ class Scanner:
                 break
         self._wanted.clear()
 
-    def _away(self) -> dict[str, Sight]:
+    def _away(self) -> dict[str, FolderStatus]:
         """Find the folders that are missing, or have mount points below that are."""
         with contextlib.suppress(sqlite3.Error):
             seen = {folder.name: self.mounts.look(folder) for folder in self._scanned}
-            return {name: sight for name, sight in seen.items() if sight != Sight()}
+            return {name: sight for name, sight in seen.items() if sight != FolderStatus()}
         return {}
 
     def scan(self) -> bool:
@@ -8834,7 +8801,7 @@ class Scanner:
             return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
-    def _put(self, found: Sequence[Located], only_known: bool = False) -> None:
+    def _put(self, found: Sequence[Located], *, only_known: bool = False) -> None:
         files = self._index.files
 
         def apply(db: Database) -> list[str | None]:
@@ -8859,7 +8826,7 @@ class Scanner:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
             self.progress.forgotten[0] += 1
 
-    def refresh(self, folder: Folder, path: str, is_known: bool = False) -> Located | None:
+    def refresh(self, folder: Folder, path: str, *, is_known: bool = False) -> Located | None:
         """Read one file that changed since it was last read; None where it is gone, OSError.
 
         The row of one that `is_known` does not come back once a DELETE has removed it.
@@ -8877,7 +8844,7 @@ class Scanner:
         try:
             if file.matches(folder.stat(file.path)):
                 return found
-            again = self.refresh(folder, file.path, True) if folder.has(file) else None
+            again = self.refresh(folder, file.path, is_known=True) if folder.has(file) else None
         except (OSError, ValueError):
             return None
         return again if again and again[0].sha256 == file.sha256 else None
@@ -8891,12 +8858,12 @@ class Watcher:
         self._owned = [each for each in owned if each.is_local("")]
         self._scanner = scanner
         self._lock = threading.Lock()
-        self._seen = Sight()
+        self._seen = FolderStatus()
         self._since = 0.0  # when the latest look began, monotonic
         self._done = threading.Event()  # set at its end
         self._done.set()
 
-    def look(self) -> Sight:
+    def look(self) -> FolderStatus:
         """Return what is seen now; what was seen last if that takes LOOK_SECONDS.
 
         Who asks while another one looks, gets what that one sees.
@@ -8956,50 +8923,31 @@ _REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 _FIELD_LINE = re.compile(rf"^({_TOKEN}):([\t\x20-\x7e\x80-\xff]*)(?:\r\n|\Z)", re.MULTILINE)
 
 
-class Headers:
-    """The header fields of a message: immutable, in order, found by lower-case name.
-
-    Values are the field's bytes as Latin-1, without the white space around them.
-
-    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ").get("accept")
-    'a, b'
-    """
-
-    __slots__ = ("_pairs", "_values", "get")
-
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple([(name.lower(), value.strip(" \t")) for name, value in pairs])
-        self._values = dict(self._pairs)
-        if len(self._values) != len(self._pairs):  # joined by commas (RFC 9110 §5.3)
-            self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
-        self.get = self._values.get  # the value, or what is given instead
-
-    def get_all(self, name: str) -> tuple[str, ...]:
-        """Return the value of each field line of that name, in order."""
-        return tuple(value for key, value in self._pairs if key == name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def items(self) -> tuple[tuple[str, str], ...]:
-        """Return (lower-case name, value) of each field line, in order."""
-        return self._pairs
+Headers = Mapping[str, str]  # by lower-case name; values are the field's bytes as Latin-1
 
 
 def parse_fields(block: bytes) -> Headers:
     """Parse field lines with CRLF between, not after, them (RFC 9112 §5); 400 or 431 if refused.
 
+    Those of one name are joined by commas (RFC 9110 §5.3), without the white space around each.
     White space before the colon, folded lines, bare LF, and controls in values are refused.
+
+    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ")
+    {'accept': 'a, b'}
     """
     if not block:
-        return Headers()
+        return {}
     breaks = block.count(b"\n")
     if breaks >= MAX_FIELDS:
         raise HTTPError(431, f"There are more than {MAX_FIELDS} header fields.")
     lines = _FIELD_LINE.findall(block.decode("latin-1"))
     if len(lines) != breaks + 1:
         raise HTTPError(400, "A header field is malformed.")
-    return Headers(lines)
+    fields: dict[str, str] = {}
+    for name, text in lines:
+        key, value = name.lower(), text.strip(" \t")
+        fields[key] = f"{fields[key]}, {value}" if key in fields else value
+    return fields
 
 
 # -- Request heads -----------------------------------------------------------------------
@@ -9152,7 +9100,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
-        is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(dict(headers.items())),
+        is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
     )
 
 
@@ -9163,12 +9111,12 @@ _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.
 
 def _parse_host(headers: Headers, version: tuple[int, int]) -> str:
     """Return the Host field; exactly one, valid, is a must in HTTP/1.1 (RFC 9112 §3.2)."""
-    hosts = headers.get_all("host")
-    if not hosts and version == (1, 0):
+    host = headers.get("host", "")
+    if "host" not in headers and version == (1, 0):
         return ""
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    if not _HOST.fullmatch(host):  # two are joined with a blank, which is in none
         raise HTTPError(400, "A request needs one valid Host header.")
-    return _check_host(hosts[0])
+    return _check_host(host)
 
 
 def _check_host(host: str) -> str:
@@ -9312,6 +9260,7 @@ _BOUNDARY = re.compile(rb"[ !#-~]{0,69}[!#-~]")
 # begins like a delimiter is content, as it is to Go's and Werkzeug's parsers.
 _DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
 _DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
+_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
 
 
 class Part(NamedTuple):
@@ -9321,19 +9270,6 @@ class Part(NamedTuple):
     filename: str | None
 
 
-class Data(NamedTuple):
-    """Some content of the part, a view that is good until the parser is fed again."""
-
-    data: memoryview
-
-
-class PartEnd:
-    """The part is complete."""
-
-
-Event = Part | Data | PartEnd
-
-
 class MultipartParser:
     """Takes the parts out of a multipart/form-data body (RFC 7578, RFC 2046 §5.1.1).
 
@@ -9341,8 +9277,8 @@ class MultipartParser:
 
     >>> parser = MultipartParser(b"x")
     >>> form = b'--x\\r\\nContent-Disposition: form-data; name="a"\\r\\n\\r\\n1\\r\\n--x--'
-    >>> [type(event).__name__ for event in parser.feed(form)]
-    ['Part', 'Data', 'PartEnd']
+    >>> [event if isinstance(event, Part) else bytes(event) for event in parser.feed(form)]
+    [Part(name='a', filename=None), b'1']
     """
 
     def __init__(self, boundary: bytes) -> None:
@@ -9350,23 +9286,36 @@ class MultipartParser:
             raise HTTPError(400, "The multipart boundary is missing or malformed.")
         self.finished = False
         self._delimiter = b"\r\n--" + boundary
-        self._read = MultipartParser._read_content
         self._held = b"\r\n"  # a boundary at the very start needs no line break before it
         self._preamble_bytes = 0
         self._parts = 0
 
-    def feed(self, data: bytes | memoryview) -> list[Event]:
-        """Return what happens in the bytes that have arrived; 400 or 413 if they are refused."""
+    def feed(self, data: bytes | memoryview) -> list[Part | memoryview]:
+        """Return the parts that begin in what has arrived, and their content; 400, 413 or 431.
+
+        The content is in views that are good until the parser is fed again; that of a part ends
+        where another one begins.
+        """
         if self.finished:
             return []
         # A memoryview cannot be searched, but is copied at five times the speed of the search.
         if self._held or not isinstance(data, bytes):
             data = b"".join((self._held, data))
-            self._held = b""
-        events: list[Event] = []
+        events: list[Part | memoryview] = []
         position: int | None = 0
         while position is not None:
-            position = self._read(self, data, position, events)
+            end, delimiter = self._find_delimiter(data, position)
+            if not self._parts:
+                self._preamble_bytes += end
+                if self._preamble_bytes > MAX_PREAMBLE_BYTES:
+                    raise HTTPError(400, "The multipart body does not begin with its boundary.")
+            elif end > position:
+                events.append(memoryview(data)[position:end])
+            if delimiter and delimiter[0] == b"--":
+                self.finished = True
+                return events
+            position = self._begin_part(data, delimiter.end(), events) if delimiter else None
+        self._held = data[end:]
         return events
 
     def finish(self) -> None:
@@ -9374,40 +9323,24 @@ class MultipartParser:
         if not self.finished:
             raise HTTPError(400, "The multipart body ended early.")
 
-    # Each state returns the position where the next one reads on; None when it needs more bytes.
-
-    def _read_content(self, data: bytes, position: int, events: list[Event]) -> int | None:
-        """Read what comes before a delimiter: content of a part, or what no part has."""
-        end, delimiter = self._find_delimiter(data, position)
-        if not self._parts:
-            self._preamble_bytes += end
-            if self._preamble_bytes > MAX_PREAMBLE_BYTES:
-                raise HTTPError(400, "The multipart body does not begin with its boundary.")
-        elif end > position:
-            events.append(Data(memoryview(data)[position:end]))
-        if delimiter is None:
-            self._held = data[end:]
-            return None
-        if self._parts:
-            events.append(PartEnd())
-        if delimiter[0] == b"--":
-            self.finished = True
+    def _begin_part(self, data: bytes, start: int, events: list[Part | memoryview]) -> int | None:
+        """Read a part's headers; return where its content begins, None while more are to come."""
+        end = data.find(b"\r\n\r\n", start, start + MAX_PART_HEADER_BYTES + 4)
+        if end < 0:
+            if len(data) - start > MAX_PART_HEADER_BYTES + 3:
+                raise HTTPError(413, "The headers of a part are too long.")
             return None
         if self._parts == MAX_PARTS:
             raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
         self._parts += 1
-        self._read = MultipartParser._read_headers
-        return delimiter.end()
-
-    def _read_headers(self, data: bytes, position: int, events: list[Event]) -> int | None:
-        end = data.find(b"\r\n\r\n", position, position + MAX_PART_HEADER_BYTES + 4)
-        if end < 0:
-            if len(data) - position > MAX_PART_HEADER_BYTES + 3:
-                raise HTTPError(413, "The headers of a part are too long.")
-            self._held = data[position:]
-            return None
-        events.append(_parse_part(data[position:end]))
-        self._read = MultipartParser._read_content
+        headers = parse_fields(_FOLD.sub(b" ", data[start:end]))
+        disposition = parse_content_disposition(headers.get("content-disposition", ""))
+        if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
+            raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
+        encoding = headers.get("content-transfer-encoding", "binary").lower()
+        if encoding not in ("7bit", "8bit", "binary"):
+            raise HTTPError(400, "A part is encoded for mail; send it as it is.")
+        events.append(Part(disposition.name, disposition.filename))
         return end + 4
 
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
@@ -9425,20 +9358,6 @@ class MultipartParser:
         if start >= 0 and self._delimiter.startswith(data[start:]):
             return start, None
         return len(data), None
-
-
-_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
-
-
-def _parse_part(block: bytes) -> Part:
-    headers = parse_fields(_FOLD.sub(b" ", block))
-    disposition = parse_content_disposition(headers.get("content-disposition", ""))
-    if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
-        raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
-    encoding = headers.get("content-transfer-encoding", "binary").lower()
-    if encoding not in ("7bit", "8bit", "binary"):
-        raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    return Part(disposition.name, disposition.filename)
 
 
 # -- Values with parameters --------------------------------------------------------------
@@ -9938,7 +9857,7 @@ LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
 LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
-FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
+LAST_REQUEST_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
 # Threads for each kind of work, so that none keeps those of another waiting. Short requests have
 # one: threads that pass the GIL around slow each other down (measured, short GETs a second on 16
@@ -9981,6 +9900,9 @@ class FileSlice:
         self.count = count
         self.before = before
 
+    def __len__(self) -> int:
+        return len(self.before) + self.count
+
     def fetch(self, source: SlowReader) -> None:
         """Put the next bytes of a slow source behind what goes before."""
         piece = source.read_at(self.offset, self.count)
@@ -10002,7 +9924,7 @@ Segment = bytes | memoryview | FileSlice
 
 
 class Response:
-    """An answer; `body` is bytes, or segments with their `length` together."""
+    """An answer; `body` is bytes, or segments."""
 
     __slots__ = (
         "body", "headers", "length", "prepared", "principal", "resource", "route", "status",
@@ -10012,20 +9934,18 @@ class Response:
         self,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
-        body: bytes | Iterable[Segment] = b"",
-        *,
-        length: int = 0,
+        body: bytes | Sequence[Segment] = b"",
         resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
-        self.length = len(body) if isinstance(body, bytes) else length
+        self.length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         self.resource = resource  # closed when the answer is over
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
-        self.principal = ""
+        self.principal: object = ""
 
     def prepare(self) -> Response:
         """Put the head together once, for HTTP/1.1."""
@@ -10034,9 +9954,9 @@ class Response:
         self.prepared = start + b"Date: ", rest
         return self
 
-    def again(self, principal: str) -> Response:
+    def again(self, principal: object) -> Response:
         """Return a prepared answer for somebody else."""
-        response = Response(self.status, None, self.body, length=self.length)
+        response = Response(self.status, None, self.body)
         response.prepared, response.route = self.prepared, self.route
         response.principal = principal
         return response
@@ -10149,8 +10069,8 @@ class Connection:
 
     __slots__ = (
         "after", "began", "body", "collected", "counted", "deadline", "deferred", "descriptor",
-        "dropped", "due", "event", "exchange", "failure", "head", "latest", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "socket", "state",
+        "dropped", "due", "event", "exchange", "failure", "head", "latest", "limits", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "socket", "state",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -10170,7 +10090,7 @@ class Connection:
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
         self.deferred: Deferred | None = None  # what gives the answer
-        self.shares: dict[Shares, str] = {}  # in which it counts, for which client
+        self.limits: dict[ClientLimit, str] = {}  # in which it counts, for which client
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: HTTPError | None = None  # that ended the body
         self.response: Response | None = None
@@ -10289,7 +10209,7 @@ class Connection:
         """Set out to answer a request; one that is not here `whole` is the connection's last."""
         if response.resource is not None:
             try:
-                self.take_share(self.server.downloads)
+                self.acquire(self.server.downloads)
             except HTTPError as error:
                 response.close()
                 response = self.error(error)
@@ -10354,18 +10274,18 @@ class Connection:
             segment.count -= sent
         return segment if segment.count or segment.before else None
 
-    def take_share(self, shares: Shares) -> None:
+    def acquire(self, limit: ClientLimit) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
-        if shares not in self.shares and self.head is not None:
+        if limit not in self.limits and self.head is not None:
             client = self.server.service.client_of(self.head, self.peer)
-            shares.take(client)
-            self.shares[shares] = client
+            limit.acquire(client)
+            self.limits[limit] = client
 
-    def give_back_shares(self) -> None:
+    def release_all(self) -> None:
         """Count no more for the client."""
-        while self.shares:
-            shares, client = self.shares.popitem()
-            shares.give_back(client)
+        while self.limits:
+            limit, client = self.limits.popitem()
+            limit.release(client)
 
     def finish(self) -> None:
         """Forget the request, which has been answered or whose client is gone."""
@@ -10377,8 +10297,8 @@ class Connection:
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
-        if self.shares:
-            self.give_back_shares()
+        if self.limits:
+            self.release_all()
         if exchange is not None:
             exchange.abandon()
 
@@ -10401,7 +10321,7 @@ class Connections:
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = most
-        self.landed_at = -math.inf  # idle ones may begin a request for a while after this
+        self.returned_at = -math.inf  # idle ones may begin a request for a while after this
         self._selector = selector
         self._on_flight = on_flight
         self._lock = threading.Lock()
@@ -10437,7 +10357,7 @@ class Connections:
         connection.counted = count
         if WORKING in (state, connection.state):
             if wait:
-                self.landed_at = time.monotonic()
+                self.returned_at = time.monotonic()
             self.in_flight += 1 if state is WORKING else -1
             self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
@@ -10523,7 +10443,7 @@ class Workers:
                 others.submit(self._jobs.get_nowait())
 
 
-class Shares:
+class ClientLimit:
     """Bounds what takes long: of one client, and of all together."""
 
     def __init__(self, what: str, most: int, each: int) -> None:
@@ -10534,7 +10454,7 @@ class Shares:
         self._all = 0
         self._clients: Counter[str] = Counter()
 
-    def take(self, client: str) -> None:
+    def acquire(self, client: str) -> None:
         """Count one more; 429 or 503 where there are too many."""
         with self._lock:
             if self._clients[client] >= self._each:
@@ -10545,7 +10465,7 @@ class Shares:
             self._clients[client] += 1
             self._all += 1
 
-    def give_back(self, client: str) -> None:
+    def release(self, client: str) -> None:
         """Count one less for a client."""
         with self._lock:
             self._all -= 1
@@ -10609,14 +10529,14 @@ class Runner:
 
     def _hand_over(self, connection: Connection) -> None:
         """Have a thread go on with a connection."""
-        workers, handed_on = self._choose(connection), connection.state is WORKING
+        workers, handed_on = self._choose_workers(connection), connection.state is WORKING
         self._connections.enter(connection, WORKING)
         proceed = functools.partial(self.proceed, workers=workers)
         workers.submit(functools.partial(self.step, connection, proceed))
         if handed_on:
             self._server.wake()  # to see whether the thread for short requests is held up
 
-    def _choose(self, connection: Connection) -> Workers:
+    def _choose_workers(self, connection: Connection) -> Workers:
         if connection.response is not None:
             return self.pools["answer"]
         if connection.deferred is not None:
@@ -10634,9 +10554,9 @@ class Runner:
         answered = False
         while connection.head or connection.response or connection.take_head():
             if connection.response is None:
-                awaited = self._answer(connection, workers) if workers else self._spare(connection)
-                if awaited:
-                    return awaited
+                wait = self._answer(connection, workers) if workers else self._inline(connection)
+                if wait:
+                    return wait
             state = connection.send(may_wait=workers is not None)
             if state is not IDLE:
                 return state
@@ -10659,9 +10579,9 @@ class Runner:
 
     def _answer(self, connection: Connection, workers: Workers) -> State | None:
         """Have a request answered; the state in which more of it, or others, are awaited."""
-        if self._choose(connection) is not workers:
+        if self._choose_workers(connection) is not workers:
             return WORKING
-        answer = self._ask(connection)
+        answer = self._call_service(connection)
         if answer is None:
             return BODY
         if isinstance(answer, Deferred):
@@ -10673,7 +10593,7 @@ class Runner:
         connection.begin(answer, whole=connection.skip_body())
         return None
 
-    def _spare(self, connection: Connection) -> State | None:
+    def _inline(self, connection: Connection) -> State | None:
         """Spare a thread what is cheap, or too much; WORKING where one is needed."""
         head = connection.head
         assert head is not None
@@ -10686,7 +10606,7 @@ class Runner:
             return WORKING
         return None
 
-    def _ask(self, connection: Connection) -> Answer | None:
+    def _call_service(self, connection: Connection) -> Answer | None:
         """Return the service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             return connection.deferred.work()
@@ -10712,9 +10632,9 @@ class Runner:
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        head, is_begun = connection.head, connection.received or connection.shares
+        head, is_begun = connection.head, connection.received or connection.limits
         if head is not None and head.expects_continue and not (is_begun or body.finished):
-            connection.take_share(self._server.bodies)  # RFC 9110 §10.1.1
+            connection.acquire(self._server.bodies)  # RFC 9110 §10.1.1
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         data: bytes | memoryview | None = b""
         while data is not None:
@@ -10722,18 +10642,18 @@ class Runner:
                 if response := exchange.feed(piece):
                     return response
             if body.finished:
-                connection.give_back_shares()
+                connection.release_all()
                 return exchange.finish()
             patience = SOON_SECONDS if self.pools["body"].waiting else BODY_SECONDS
             data = connection.receive_body(self._buffers.body, patience)
-        connection.take_share(self._server.bodies)
+        connection.acquire(self._server.bodies)
         return exchange.pause()
 
 
 class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    parent: socket.socket | None = None  # readable when the supervisor is gone
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
 
@@ -10757,18 +10677,18 @@ class Server(ThreadingHTTPServer):
         for end in (self._alarm, self.wakeup):
             end.setblocking(False)
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        self.bodies = ClientLimit("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = ClientLimit("downloads are not over yet", most // 3, most // 6)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
         short, relief = self.runner.pools["short"], self.runner.pools["relief"]
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        if self.parent is not None:
+            self._selector.register(self.parent, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
-            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = LAST_REQUEST_SECONDS / 5 if self.stopping else poll_interval
             ready = self._selector.select(PATIENCE_SECONDS if short.waiting else patience)
             self.turn += 1
             for key, _ in ready:
@@ -10877,11 +10797,11 @@ class Server(ThreadingHTTPServer):
             self._accept(LISTEN_BACKLOG)  # who came before the stop is answered, too
             self._selector.unregister(self.socket)
             self.socket.close()
-            connections.landed_at = now
+            connections.returned_at = now
         in_flight, held = connections.count()
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
-        if (in_flight or held) and now < connections.landed_at + FAREWELL_SECONDS:
+        if (in_flight or held) and now < connections.returned_at + LAST_REQUEST_SECONDS:
             return False
         for connection in held:
             if connection.state in (IDLE, HEAD):
@@ -10999,6 +10919,7 @@ class Route(NamedTuple):
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
+    number: int = 0  # from 1, for figures
     is_target: bool = False  # of resumable uploads for its family
     name: str = ""  # in the documentation, where it is another one than the handler's
     header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
@@ -11031,8 +10952,10 @@ class Family(NamedTuple):
         path, *others = [path] if isinstance(path, str) else path
 
         def declare(handler: Handler) -> Handler:
-            about = (method, path, access, self, summary or summary_of(handler), answers, handler)
-            ROUTES.append(Route(*about, **more, aliases=tuple(others)))
+            said = summary or summary_of(handler)
+            declared = Route(method, path, access, self, said, answers, handler, **more)
+            number = len(ROUTES) + 1
+            ROUTES.append(declared._replace(aliases=tuple(others), number=number))
             return handler
 
         return declare
@@ -11225,7 +11148,8 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
             digest.update(data)
             write_all(file, memoryview(data))
 
-        for text in batched(pieces()):
+        texts = pieces()
+        while text := "".join(itertools.islice(texts, LISTING_BATCH)):
             data = text.encode("utf-8", "replace")
             plain_size += len(data)
             write(compressor.compress(data) if compressor else data)
@@ -11235,17 +11159,16 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], *, zipped: 
             content = write_json(file, pieces, zipped=False)
         else:
             write(compressor.flush() if compressor else b"")
-            coding = "gzip" if compressor else ""
-            about = (file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache")
-            content = Content(file, *about, encoding=coding)
+            content = Content(
+                file, file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache",
+                encoding="gzip" if compressor else "",
+            )  # fmt: skip
     return content
 
 
 class Catalogue(NamedTuple):
     """What the gallery shows of one choice: its groups in their order, and what each has."""
 
-    version: str | None  # of the library
-    good_until: float  # on the monotonic clock, though the library has changed
     groups: dict[str, bytes]  # compressed JSON of the items
     summary: dict[str, Any]
 
@@ -11259,31 +11182,21 @@ class Catalogues:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+        # Each with the library's version, and until when it is good though that has changed
+        self._kept: dict[tuple[Any, ...], tuple[Catalogue, str | None, float]] = {}
 
-    def get(
-        self, index: Index, key: tuple[Any, ...],
-        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
-    ) -> Catalogue:  # fmt: skip
-        """Return the catalogue of a choice, made by `make` (its groups and summary) if need be."""
+    def get(self, index: Index, key: tuple[Any, ...], make: Callable[[], Catalogue]) -> Catalogue:
+        """Return the catalogue of a choice, made by `make` if need be."""
         with self._lock:
-            version, now = index.files.library_version(), time.monotonic()
-            found = self._kept.pop(key, None)
-            if found is None or (found.version != version and now > found.good_until):
-                groups, summary = make()
-                ended = time.monotonic()
+            now, version = time.monotonic(), index.files.library_version()
+            catalogue, known, good_until = self._kept.pop(key, (None, None, 0.0))
+            if catalogue is None or (known != version and now > good_until):
+                catalogue, known, ended = make(), version, time.monotonic()
                 good_until = ended + CATALOGUE_REST * (ended - now)
-                found = Catalogue(version, good_until, groups, summary)
             while len(self._kept) >= MAX_CATALOGUES:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = found
-            return found
-
-
-def batched(pieces: Iterator[str]) -> Iterator[str]:
-    """Yield pieces of text joined to larger ones."""
-    while text := "".join(itertools.islice(pieces, LISTING_BATCH)):
-        yield text
+            self._kept[key] = catalogue, known, good_until
+            return catalogue
 
 
 class HotFile:
@@ -11325,11 +11238,12 @@ class HotFile:
         """Return the status of an answer that can be put together once; 0: it has to be made."""
         if head.is_plain:
             return 200 if head.method == "GET" and self.is_small else 0
-        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        headers, etag, modified = head.headers, self.content.etag, self.content.last_modified
         if "range" in headers or "origin" in headers or head.version == (1, 0):
             return 0
-        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
-        return 0 if usual else 304
+        if precondition_failed(headers, etag, modified):
+            return 0
+        return 304 if not_modified(headers, etag, modified) else 0
 
 
 def hot_state(status: os.stat_result) -> tuple[int, ...]:
@@ -11367,8 +11281,10 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
         "entities": settings.media_storage_dir,
     }
     apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-    keys = settings.aws_access_key_id, settings.aws_secret_access_key
-    signer = Signer(*keys, settings.aws_region, token=settings.aws_session_token)
+    signer = Signer(
+        settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region,
+        token=settings.aws_session_token,
+    )  # fmt: skip
     store = S3Client(settings.aws_endpoint_url, signer)
     buffers, folders = WriteBuffers(), dict[str, Folder]()
     for name, place in places.items():
@@ -11383,7 +11299,9 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
             below = f"{MEDIA_FOLDER}/"
             options["excluded"] = [*apart, f"{place}/{MEDIA_FOLDER}"]
             if index:
-                options["is_new"] = functools.partial(index.files.is_empty_beside, name, below)
+                options["is_new"] = functools.partial(
+                    index.files.is_empty, name, below, beside=True
+                )
             folders[name] = Bucket(name, place, settings.media_dir, store, below=below, **options)
         else:
             excluded = apart if name == "library" else ()
@@ -11391,13 +11309,13 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
     return folders
 
 
-def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
+def thumbnail_caches(settings: Settings, library: Folder) -> tuple[ImageCache, ImageCache]:
     """Return where thumbnails lie: public ones beside pictures where that can be, private ones."""
     data = Folder("data", settings.database_dir, make=True, buffers=library.buffers,
                   reserve=settings.reserve_bytes)  # fmt: skip
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-    public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
-    return public, Shelf(data, "thumbnails/private/")
+    public = ImageCache(library, ".thumbnails/") if beside else ImageCache(data, "thumbnails/")
+    return public, ImageCache(data, "thumbnails/private/")
 
 
 CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how far it has come
@@ -11425,7 +11343,7 @@ class ResumableUploads:
         """Return an upload that has not expired."""
         return self.rows.get(id, time.time())
 
-    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+    def wait_until_saved(self, upload: OpenUpload) -> OpenUpload:
         """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
 
         Who asks has perhaps lost a connection whose last bytes are still being saved.
@@ -11451,8 +11369,9 @@ class ResumableUploads:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
         folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
-        row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
-        opened = OpenUpload(*row)
+        opened = OpenUpload(
+            id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry()
+        )
         folder.make_file(self._name(opened))
         if not self.rows.add(opened, MAX_OPEN_UPLOADS):
             folder.unlink(self._name(opened))
@@ -11470,7 +11389,7 @@ class ResumableUploads:
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
                 raise self.refusal(upload.id)
-            start: Sequence[Hash] = () if taken.received else new_hashes(md5)
+            start: Sequence[Hash] = () if taken.received else new_hashes(md5=md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
         return taken._replace(length=upload.length), receiving
@@ -11637,7 +11556,7 @@ class Transfer:
     def whole(self) -> Incoming:
         """Return the file, which is complete."""
         if not self._receiving.hashes:
-            self._receiving.hash_again(new_hashes(self._md5))
+            self._receiving.hash_again(new_hashes(md5=self._md5))
         return self._receiving.finish()
 
     def close(self) -> None:
@@ -11663,40 +11582,33 @@ class Transfer:
 BUSY_UPLOAD = "Another request is going on with this upload."
 
 
-STATUSES = (
-    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
-    422, 429, 431, 500, 501, 503, 505, 507,
-)  # fmt: skip
 DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+DURATIONS_AT = 600  # in a route's numbers, behind its answers by status
+ROUTE_NUMBERS = DURATIONS_AT + len(DURATIONS) + 1  # the last: beyond all of these
 
 
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    The answers of a route are counted by their status and by how long they took: the first of
-    DURATIONS that they are not above.
+    A route's numbers are the nanoseconds of its answers, how many had each status, and how many
+    took how long: the first of DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
         self.worker = 0  # whose part this process writes to
-        self._columns = len(DURATIONS) + 1  # beyond the last
-        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
-        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
-        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
-        self._part = 3 + routes * self._width
-        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
+        self._part = 3 + routes * ROUTE_NUMBERS
+        self._numbers = shared_numbers("Q", self._part * workers)
         self._lock = threading.Lock()
 
     def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
         """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
         numbers, own = self._numbers, self.worker * self._part
-        first = own + 3 + response.route * self._width
-        place = first + self._rows.get(response.status, self._rows[0])
-        if seconds > DURATIONS[0]:
-            place += bisect.bisect_left(DURATIONS, seconds)
+        first = own + 3 + response.route * ROUTE_NUMBERS
+        duration = bisect.bisect_left(DURATIONS, seconds) if seconds > DURATIONS[0] else 0
         with self._lock:
-            numbers[place] += 1
             numbers[first] += int(seconds * 1e9)
+            numbers[first + response.status] += 1
+            numbers[first + DURATIONS_AT + duration] += 1
             if head is not None and head.method != "HEAD":
                 numbers[own + 1] += response.length
                 if head.has_body and response.status < 300:
@@ -11706,28 +11618,24 @@ class Meter:
         """Note how many requests this worker works on."""
         self._numbers[self.worker * self._part + 2] = count
 
-    def totals(self) -> tuple[int, int, int]:
+    def totals(self) -> list[int]:
         """Return the bytes taken in and sent, and requests in flight, of all workers."""
-        return self._sum(0), self._sum(1), self._sum(2)
+        return self._sum(0, 3)
 
     def answers(self, route: int) -> dict[int, int]:
-        """Count a route's answers by their status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
-        return {status: count for status, count in counts.items() if count}
+        """Count a route's answers by their status."""
+        numbers = self._sum(3 + route * ROUTE_NUMBERS, ROUTE_NUMBERS)
+        return {status: numbers[status] for status in range(1, DURATIONS_AT) if numbers[status]}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """Count a route's answers that took at most each of DURATIONS, and all; their seconds."""
-        rows = [self._row(route, place) for place in self._rows.values()]
-        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + route * self._width) / 1e9
+        numbers = self._sum(3 + route * ROUTE_NUMBERS, ROUTE_NUMBERS)
+        return list(itertools.accumulate(numbers[DURATIONS_AT:])), numbers[0] / 1e9
 
-    def _row(self, route: int, place: int) -> list[int]:
-        """Return how many answers of one status took how long."""
-        first = 3 + route * self._width + place
-        return [self._sum(first + column) for column in range(self._columns)]
-
-    def _sum(self, place: int) -> int:
-        return sum(self._numbers[place :: self._part])
+    def _sum(self, place: int, count: int) -> list[int]:
+        """Return so many numbers from a place in each worker's part on, added up."""
+        starts = range(place, len(self._numbers), self._part)
+        return [*map(sum, zip(*(self._numbers[at : at + count] for at in starts), strict=True))]
 
 
 class App:
@@ -11745,18 +11653,17 @@ class App:
         self.folders = open_folders(settings, index)
         self.library, *owned = self.folders.values()
         self.images, self.users, self.entities = owned
-        public, private = thumbnail_shelves(settings, self.library)
+        public, private = thumbnail_caches(settings, self.library)
         self.data = private.folder
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
-        thumbnails.place(public, private, previews)
+        thumbnails.set_caches(public, private, previews)
         self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
         scanned = [self.library, self.images]
-        self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
+        self.scanner = Scanner(index, scanned, self.renditions, progress, quiet=settings.quiet)
         self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
-        self.keys = AuthConfig(settings, read_public_key(settings))
-        self.tokens = TokenCache()
+        self.auth = AuthConfig(settings, read_public_key(settings))
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
         lifetime = settings.upload_expiry_seconds
@@ -11768,7 +11675,7 @@ class App:
         self.entity_texts: dict[tuple[int, int], str] = {}  # by id and transaction
         self.started = time.monotonic()
 
-    def problems(self, sight: Sight) -> list[str]:
+    def problems(self, sight: FolderStatus) -> list[str]:
         """Return what is not as it should be, in sentences without paths."""
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
@@ -11937,7 +11844,7 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
 
 
-class Unfit(Exception):
+class BadValue(Exception):
     """A value is not what its field takes; its arguments are a FieldError's from `message` on."""
 
 
@@ -11952,7 +11859,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     try:
         if item.choices and value not in item.choices and value is not None:
             shown = str(value)[:MAX_SHOWN_CHARACTERS]
-            raise Unfit(f'"{shown}" is not a valid choice', "choice")
+            raise BadValue(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
@@ -11960,7 +11867,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
         if item.type == "hashes":
             return parse_hashes(value)
         return parse_text(item, value)
-    except Unfit as error:
+    except BadValue as error:
         problem = FieldError(where, item.name, *error.args)
         raise ValidationError(problem._replace(is_null=value is None)) from None
 
@@ -11968,37 +11875,37 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
 def parse_hashes(value: Any) -> list[str]:
     """Parse a list of hashes; they come out in lower case, each once, in their order."""
     if not isinstance(value, list) or len(value) > MAX_HASHES:
-        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+        raise BadValue(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
     for each in value:
         if not isinstance(each, str) or not SHA256.fullmatch(each):
-            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+            raise BadValue("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
     return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_text(item: Field, value: Any) -> str:
-    """Return the text of a field; Unfit for what is none, is blank, or too long or too short.
+    """Return the text of a field; BadValue for what is none, is blank, or too long or too short.
 
     Where it may be one, a number counts as its digits, as in Django: people send phone numbers so.
     """
     if item.type == "text" and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
-        raise Unfit("must be a string", "string_type")
+        raise BadValue("must be a string", "string_type")
     if refused := re.search("[\0\ud800-\udfff]", value):
         name = "Null" if refused[0] == "\0" else "Surrogate"
-        raise Unfit(f"{name} characters are not allowed.", "string_unicode")
+        raise BadValue(f"{name} characters are not allowed.", "string_unicode")
     shortest, longest = item.shortest, item.longest
     if not value and item.blank == "refused":
-        raise Unfit("may not be blank", "blank")
+        raise BadValue("may not be blank", "blank")
     if longest is not None and len(value) > longest:
-        raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
+        raise BadValue(f"must have at most {longest} characters", "string_too_long", longest)
     if len(value) < shortest:
-        raise Unfit(f"must have at least {shortest} characters", "string_too_short", shortest)
+        raise BadValue(f"must have at least {shortest} characters", "string_too_short", shortest)
     return value
 
 
 def parse_integer(value: Any) -> int:
-    """Return the integer that a value of JSON or of a form is; Unfit for another one."""
+    """Return the integer that a value of JSON or of a form is; BadValue for another one."""
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
@@ -12010,18 +11917,18 @@ def parse_integer(value: Any) -> int:
             return int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise Unfit("must be a whole number", problem)
+    raise BadValue("must be a whole number", problem)
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
-    """Return a number within its field's bounds, its ceiling at most; Unfit for one outside."""
+    """Return a number within its field's bounds, its ceiling at most; BadValue for one outside."""
     low, high = item.minimum, item.maximum
     if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
-        raise Unfit("is too large", "int_parsing_size")
+        raise BadValue("is too large", "int_parsing_size")
     if low is not None and number < low:
-        raise Unfit(f"must be at least {low}", "greater_than_equal", low)
+        raise BadValue(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
-        raise Unfit(f"must be at most {high}", "less_than_equal", high)
+        raise BadValue(f"must be at most {high}", "less_than_equal", high)
     return number if item.ceiling is None else min(number, item.ceiling)
 
 
@@ -12034,10 +11941,10 @@ def parse_flag(value: Any) -> bool:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, (str, int)):
-        raise Unfit("must be true or false", "bool_type")
+        raise BadValue("must be true or false", "bool_type")
     parsed = value if isinstance(value, bool) else FLAGS.get(str(value).lower())
     if parsed is None:
-        raise Unfit("must be true or false", "bool_parsing")
+        raise BadValue("must be true or false", "bool_parsing")
     return parsed
 
 
@@ -12185,9 +12092,12 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     if spec.upload and not has_upload and values.get(spec.upload.name):
         problems.append(no_file(spec.upload))
-    where = "body"
-    if spec.wrapper and spec.wrapper in values:
-        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    where, wrapper = "body", spec.wrapper
+    if wrapper and wrapper in values:
+        values, where = values[wrapper], f"body/{wrapper}"
+        if not isinstance(values, dict):
+            problem = ("must be an object", "model_attributes_type")
+            raise ValidationError(FieldError("body", wrapper, *problem))
     fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
@@ -12227,16 +12137,6 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
 JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
 
 
-def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
-    """Return the object that is the member `wrapper` of a JSON object."""
-    inner = values[wrapper]
-    if not isinstance(inner, dict):
-        raise ValidationError(
-            FieldError("body", wrapper, "must be an object", "model_attributes_type")
-        )
-    return inner
-
-
 class FormBody(BodyReader):
     """A multipart form: its declared text fields are kept, its file goes to its folder.
 
@@ -12260,13 +12160,13 @@ class FormBody(BodyReader):
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
             if isinstance(event, Part):
+                if self._part is not None:
+                    self._end(self._part)
                 self._begin(event)
-            elif not isinstance(event, Data):
-                self._end()
             elif self._receiving is not None:
-                self._receiving.feed(event.data)
+                self._receiving.feed(event)
             else:
-                self._add_text(event.data)
+                self._add_text(event)
 
     def _begin(self, part: Part) -> None:
         self._part = part
@@ -12282,9 +12182,7 @@ class FormBody(BodyReader):
             raise HTTPError(413, detail)
         self._text += data
 
-    def _end(self) -> None:
-        part, self._part = self._part, None
-        assert part is not None
+    def _end(self, part: Part) -> None:
         if self._receiving is not None:
             self._request.upload = self._receiving.finish()
             self._request.upload.filename = part.filename or ""
@@ -12304,6 +12202,8 @@ class FormBody(BodyReader):
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
+        if self._part is not None:
+            self._end(self._part)
         return self._values
 
     def discard(self) -> None:
@@ -12511,7 +12411,8 @@ class Content(NamedTuple):
         if self.sha256:
             headers |= {"ETag": self.etag, "Accept-Ranges": "bytes"}
         if self.last_modified is not None:
-            headers["Last-Modified"] = format_date(self.last_modified)
+            modified = min(self.last_modified, time.time())  # never after Date (§8.8.2.1)
+            headers["Last-Modified"] = format_date(modified)
         if self.vary or self.mime_type == JSON_TYPE:
             headers["Vary"] = self.vary or "Accept-Encoding"
         if self.mime_type == "image/svg+xml":
@@ -12555,12 +12456,13 @@ def content_response(
     headers, fields, ranges = head.headers, dict(known or content.headers()), None
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
-        about = (content.etag, content.last_modified)
-        check_preconditions(headers, *about)
-        if not_modified(headers, *about):
+        etag, modified = content.etag, content.last_modified
+        check_preconditions(headers, etag, modified)
+        if not_modified(headers, etag, modified):
             return Response(304, fields, resource=held)
         # Ranges are defined for GET alone (§14.2).
-        if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
+        is_part = "range" in headers and head.method == "GET"
+        if is_part and if_range_holds(headers, etag, modified):
             ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
@@ -12570,12 +12472,11 @@ def content_response(
         return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
-        return Response(200, fields, body, length=content.size, resource=held)
+        return Response(200, fields, body, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
-        body, length = [*content.cut(first, last)], last + 1 - first
-        return Response(206, fields, body, length=length, resource=held)
+        return Response(206, fields, [*content.cut(first, last)], held)
     return multirange_response(content, fields, ranges)
 
 
@@ -12584,41 +12485,34 @@ def multirange_response(
 ) -> Response:
     """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
-    length, parts = 0, list[Segment]()
+    parts: list[Segment] = []
     for first, last in ranges:
         about = f"Content-Type: {content.mime_type}\r\n"
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
-        head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
-        length += len(head) + last + 1 - first
-        parts += content.cut(first, last, head)
-    parts.append(end := f"\r\n--{boundary}--\r\n".encode())
+        parts += content.cut(first, last, f"\r\n--{boundary}\r\n{about}\r\n".encode())
+    parts.append(f"\r\n--{boundary}--\r\n".encode())
     fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
     held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, parts, length=length + len(end), resource=held)
+    return Response(206, fields, parts, held)
 
 
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
-    errno.EDQUOT: (507, "The disk quota is used up."),
-    errno.EFBIG: (507, "The file system takes no file of this size."),
-    errno.EROFS: (503, "The storage folder cannot be written to."),
-    errno.EACCES: (503, "The storage folder cannot be written to."),
-    errno.EPERM: (503, "The storage folder cannot be written to."),
-    errno.ENOENT: (503, "The storage folder is not there."),
-    errno.ENOTDIR: (503, "The storage folder is not there."),
-    errno.ELOOP: (503, "The storage folder is not there."),
-    errno.ENODEV: (503, "The storage folder is not there."),
-    errno.ESTALE: (503, "The storage folder is not there."),
-    errno.ENOTCONN: (503, "The storage folder is not there."),  # FUSE without its program
-    errno.EIO: (503, "The disk does not answer."),
-    errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
-    errno.EHOSTDOWN: (503, "The disk does not answer."),
-    errno.EHOSTUNREACH: (503, "The object store does not answer."),
-    errno.EMFILE: (503, "Too many files are open."),
-    errno.ENFILE: (503, "Too many files are open."),
-}
+    number: (status, detail)
+    for status, detail, *numbers in (
+        (507, "The disk is full, but for what RESERVE_BYTES keeps.", errno.ENOSPC),
+        (507, "The disk quota is used up.", errno.EDQUOT),
+        (507, "The file system takes no file of this size.", errno.EFBIG),
+        (503, "The storage folder cannot be written to.", errno.EROFS, errno.EACCES, errno.EPERM),
+        (503, "The storage folder is not there.", errno.ENOENT, errno.ENOTDIR, errno.ELOOP,
+         errno.ENODEV, errno.ESTALE, errno.ENOTCONN),  # the last: FUSE without its program
+        (503, "The disk does not answer.", errno.EIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
+        (503, "The object store does not answer.", errno.EHOSTUNREACH),
+        (503, "Too many files are open.", errno.EMFILE, errno.ENFILE),
+    )
+    for number in numbers
+}  # fmt: skip
 
 
 def add_vary(headers: dict[str, str], name: str) -> None:
@@ -12676,7 +12570,6 @@ class Application(Service):
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
-        self.numbers = {id(item): number for number, item in enumerate(routes, 1)}
         self._prompt = {item.path for item in routes if item.prompt}
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
@@ -12758,7 +12651,7 @@ class Application(Service):
         if not (item.reads or head.method in {"GET", "HEAD"}):
             self._need_writer()
         request.family, request.answer_headers = item.family
-        request.route = self.numbers[id(item)]
+        request.route = item.number
         request.need(item.access)
         if request.principal.grant:
             self._take_use(request, request.principal.grant, item)
@@ -12815,7 +12708,7 @@ class Application(Service):
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
-            request.head.authorization, token, app.keys, time.time(), app.tokens, cookies
+            request.head.authorization, token, app.auth, time.time(), cookies=cookies
         )
         if principal.user_id:
             known = app.index.users.present(principal)
@@ -12827,7 +12720,7 @@ class Application(Service):
             principal = ANONYMOUS
         if principal.grant:
             path = unquote(request.head.path)
-            principal = narrow(principal.grant, request.head.method, path)
+            principal = principal_of_grant(principal.grant, request.head.method, path)
         request.principal = principal
 
     def _answer_options(self, request: Request, found: Choice) -> Response:
@@ -12856,7 +12749,7 @@ class Application(Service):
         """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         if request is not None:
             response.headers |= request.answer_headers
-            response.route, response.principal = request.route, str(request.principal)
+            response.route, response.principal = request.route, request.principal
         origins = self.app.settings.cors_allow_origins
         complete_headers(response, origins, head.headers.get("origin", ""))
         body, headers = response.body, response.headers
@@ -12922,13 +12815,13 @@ class Application(Service):
             return None
         if status:
             prepared = hot.prepared.get(status) or self._prepare(hot, status)
-            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
+            return prepared if principal is ANONYMOUS else prepared.again(principal)
         try:
             response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route, response.principal = hot.route, str(principal)
+        response.route, response.principal = hot.route, principal
         if turn and response.resource and not is_ready(head, response):
             response.close()
             return None
@@ -12940,14 +12833,14 @@ class Application(Service):
         body = b"" if status == 304 else hot.content.source
         response = Response(status, hot.fields, body)  # type: ignore[arg-type]
         complete_headers(response, self.app.settings.cors_allow_origins, "")
-        response.route, response.principal = hot.route, str(ANONYMOUS)
+        response.route, response.principal = hot.route, ANONYMOUS
         hot.prepared[status] = response.prepare()
         return response
 
     def _recall(self, head: RequestHead, access: Access) -> Principal | None:
         """Return who makes a request, if that is remembered and has the access."""
         app, cookies = self.app, head.headers.get("cookie", "")
-        known = recall_principal(head.authorization, cookies, app.keys, app.tokens, time.time())
+        known = recall_principal(head.authorization, cookies, app.auth, time.time())
         if known is None or not allows(access, known, app.settings.read_auth_enabled):
             return None
         return known
@@ -13004,7 +12897,7 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
+    if isinstance(error, sqlite3.DatabaseError):
         warn(f"the index: {error}")
         if is_full(error):
             return HTTPError(507, "The disk is full.")
@@ -13129,7 +13022,7 @@ def find_readable(request: Request, sha256: str, *, trashed: bool = False) -> Lo
     """Return a file with this content, of any family, that the principal may read."""
     app, private = request.app, ["images"] if request.may(PRIVATE_READ) else []
     roots, user_id = ["library", "entities", *private], request.principal.user_id
-    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    found = app.index.files.readable(sha256, roots, user_id, trashed=trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -13162,7 +13055,8 @@ def named_response(request: Request, folder: Folder, path: str, rule: str) -> Re
     except FileChanged:
         unseen = True
     try:
-        found = app.scanner.refresh(folder, path, found is not None) if unseen else None
+        is_known = found is not None
+        found = app.scanner.refresh(folder, path, is_known=is_known) if unseen else None
     except (OSError, ValueError):
         found = None
     return file_response(request, existing(found, NO_FILE), rule)
@@ -13181,11 +13075,11 @@ def file_response(
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
     name = posixpath.basename(file.path)
-    about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
+    content = Content(b"", file.size, asset.mime_type, file.sha256, modified, rule, name)
     if isinstance(folder, Bucket) and not folder.is_local(file.path):
         reader = folder.stream(file)
         with app.disk(file.root):
-            return object_response(request, Content(reader, *about), reader)
+            return object_response(request, content._replace(source=reader), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -13199,7 +13093,7 @@ def file_response(
         small = file.size <= HOT_FILE_BYTES
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
-        content = Content(held, *about, internal)
+        content = content._replace(source=held, internal=internal)
         hot = None if by_link else remember_hot(request, file, content, status)
         response = content_response(request.head, content, hot.fields if hot else None)
         if not small:
@@ -13285,7 +13179,7 @@ def take_in(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) 
     """Put an upload in place and into the index; for good, unless a scan would find it again."""
     file, asset = store_upload(app, incoming, folder, names)
     durable = not folder.is_local(file.path)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable)
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=durable)
     return file, asset
 
 
@@ -13366,7 +13260,7 @@ def upload_media(app: App, request: Request) -> Response:
 
 @MEDIA.route("GET", "/media/{filename}", READ, {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
-    """A public image."""
+    """Get a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     return named_response(request, app.library, path, "max-age=3600")
 
@@ -13398,7 +13292,7 @@ MEDIA_PAGING = (
 
 @MEDIA.route("GET", "/media", READ, {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
-    """All public images, newest first."""
+    """List all public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -13436,7 +13330,7 @@ LIBRARY_TYPES = formats_for("library")
 
 @LIBRARY.route("GET", "/list", READ, {200: "LibraryFile{}"})
 def list_library(app: App, request: Request) -> Answer:
-    """Everything in the folder, by SHA-256."""
+    """List everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -13457,7 +13351,7 @@ def library_pieces(app: App) -> Iterator[str]:
 
 @LIBRARY.route("GET", "/thumbnail/{sha256}", READ, {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
-    """A PNG that fits 256 × 256."""
+    """Get a thumbnail: a PNG that fits 256 × 256."""
     file, asset = find_content(request, check_sha256(sha256))
     work = functools.partial(thumbnail_response, request, file, asset)
     return Deferred("decoder", work) if asset.thumbnail is None else work()
@@ -13473,7 +13367,7 @@ def thumbnail_response(
             outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
-            data = app.thumbnails.shelf(file).read(asset.sha256)
+            data = app.thumbnails.cache_of(file).read(asset.sha256)
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
@@ -13507,13 +13401,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 
 @IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
-    """A private image."""
+    """Get a private image."""
     return named_response(request, app.images, filename, "no-cache")
 
 
 @LIBRARY.route("GET", "/image/{sha256}", READ, {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
-    """A file by its SHA-256."""
+    """Get a file by its SHA-256."""
     found = find_content(request, check_sha256(sha256))
     return file_response(request, found, FOREVER)
 
@@ -13745,7 +13639,7 @@ def check_login(
     request: Request, account: str, password: str, stored: str, *, most: int = MAX_ACCOUNT_FAILURES
 ) -> bool:
     """Return whether a password is right; 429 after too many that were not."""
-    failures, attempt = request.app.index.failures, secrets.token_hex(8)
+    failures, attempt = request.app.index.login_failures, secrets.token_hex(8)
     limits = {account: most, f"address {network_of(request.client)}": MAX_ADDRESS_FAILURES}
     while True:
         if wait := failures.closed_for(limits, now := time.time()):
@@ -13820,7 +13714,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     """Return a refresh token of ours by its looks, spent or not; TokenError."""
     key = app.settings.jwt_signing_key
     claims = verify_jwt(text, hs256_key=key, es256_key=None, now=time.time(), token_type="refresh")
-    principal = principal_of_claims(claims, "HS256")
+    principal = principal_of_claims(claims)
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
@@ -13831,7 +13725,8 @@ def refresh_tokens(app: App, request: Request) -> Response:
     sessions = app.index.sessions
     try:
         token = parse_refresh_token(app, request.fields["refresh"])
-        renewed = app.index.write(lambda db: sessions.rotate(db, token, jti, arrived, lifetime))
+        rotate = functools.partial(sessions.rotate, arrived=arrived, lifetime=lifetime)
+        renewed = app.index.write(lambda db: rotate(db, token, jti))
         if renewed is None:
             raise TokenError("The refresh token is spent, or its session has ended; log in again.")
     except TokenError as error:
@@ -13861,7 +13756,7 @@ def logout(app: App, request: Request) -> Response:
 
 @ACCOUNTS.route("GET", "/api/auth/sessions", USER, {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
-    """Where I am logged in, last used first."""
+    """List where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
     return json_response([session_json(session) for session in found])
 
@@ -13886,7 +13781,7 @@ def end_one_session(app: App, request: Request, id: str) -> Response:
 
 @ACCOUNTS.route("GET", "/api/auth/profile", USER, {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
-    """Who I am."""
+    """Tell who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
@@ -14076,7 +13971,7 @@ def file_url(request: Request, record: MediaRecord) -> str:
     query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
            *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
-    """My media records."""
+    """List my media records."""
     to_json = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
@@ -14122,7 +14017,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
 def find_room(app: App, user_id: int, db: Database | None = None) -> int:
     """Return what a user may store yet; below 0 where it is too much already."""
     quota = app.settings.user_quota_bytes
-    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+    return quota - app.index.media.stored_bytes(user_id, db) if quota else MAX_BYTES
 
 
 def check_room(app: App, request: Request) -> None:
@@ -14161,7 +14056,7 @@ def check_record(app: App, request: Request, id: str) -> MediaRecord:
 
 @ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
-    """One of my media records."""
+    """Get one of my media records."""
     value = record_json(request, find_record(app, request, id))
     return json_response(value)
 
@@ -14223,7 +14118,7 @@ def write_record(
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
-    existing(app.index.write(lambda db: media.hide(db, user, id.lower(), now)))
+    existing(app.index.write(lambda db: media.soft_delete(db, user, id.lower(), now)))
     return Response(204)
 
 
@@ -14231,7 +14126,7 @@ def delete_record(app: App, request: Request, id: str) -> Response:
     {200: "file", 403: "Error: The signature is not good, or no longer."},
     query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
-    """The file of a media record, for its owner or by the signature in its URL."""
+    """Get the file of a media record, as its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
@@ -14247,7 +14142,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     """Return the record that a file URL's signature is good for; 401, 404."""
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
-    if not verify_until(app.file_key, key.lower(), expires, signature, time.time()):
+    if not verify_until(app.file_key, key.lower(), (expires, signature), time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
     request.principal = find_maker(app, record.user_id, int(expires) - FILE_URL_SECONDS)
@@ -14285,7 +14180,7 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection; one that has nothing else to show goes."""
     answer = move_record(app, request, id, None)
-    app.index.write(lambda db: app.index.media.remove_loose(db, id.lower()))
+    app.index.write(lambda db: app.index.media.remove_if_uncollected(db, id.lower()))
     return answer
 
 
@@ -14325,23 +14220,23 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
 @ACCOUNTS.route("GET", COLLECTION_PATHS, USER,
     {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
-    """My collections."""
+    """List my collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
 @ACCOUNTS.route("POST", COLLECTION_PATHS, USER, {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
-    now, values = time.time(), request.fields
-    about = (values["name"], values.get("description"))
-    collection = Collection(str(uuid.uuid4()), caller(request), *about, now, now)
+    now, key, values = time.time(), str(uuid.uuid4()), request.fields
+    name, description = values["name"], values.get("description")
+    collection = Collection(key, caller(request), name, description, now, now)
     app.index.write(lambda db: app.index.collections.put(db, collection))
     return json_response(collection_json(collection), 201)
 
 
 @ACCOUNTS.route("GET", below(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
-    """One of my collections and its media."""
+    """Get one of my collections and its media."""
     collection = find_collection(app, request, id)
     wanted = Query(collection.user_id, (("collection_id", collection.id),))
 
@@ -14379,7 +14274,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
-    existing(app.index.collections.remove_collection(caller(request), id.lower()))
+    existing(app.index.collections.remove(caller(request), id.lower()))
     return Response(204)
 
 
@@ -14408,8 +14303,11 @@ def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> 
     """Return a new record that shows a file of the library or the entities."""
     key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
     kind = asset.facts.kind if asset.facts else "image"
-    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
-    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
+    return MediaRecord(
+        key, user_id, name[:MAX_TITLE_LENGTH], kind, file.size, path=None, note=None,
+        description=None, collection_id=collection_id, created_at=now, updated_at=now,
+        sha256=asset.sha256,
+    )  # fmt: skip
 
 
 # -- Entities: versioned media entities --------------------------------------------------
@@ -14463,14 +14361,14 @@ ENTITY_FILTERS = {  # the column and type of each key
 
 @ENTITIES.route("GET", "/entity/", READ, {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
-    """A page of the entities."""
+    """List a page of the entities."""
     query = request.query
     page, size = query["page"], query["page_size"]
     filters = parse_filters(query.get("filter_param", ""))
     text = query.get("search_query", "")
     offset = min((page - 1) * size, MAX_BYTES)
     version = query.get("version")
-    rows, count = app.index.entities.page(version, filters, text, size, offset)
+    rows, count = app.index.entities.page(version, filters, text, limit=size, offset=offset)
     pages = -(-count // size)
     pagination = {
         "page": page,
@@ -14526,7 +14424,7 @@ def create_entity(app: App, request: Request) -> Response:
 @ENTITIES.route("GET", "/entity/{id}", READ, {200: "Item"},
     parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
-    """An entity."""
+    """Get an entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
@@ -14576,7 +14474,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
 
 @ENTITIES.route("GET", "/entity/{id}/versions", READ, {200: "Item[]"}, parameters=ENTITY_ID)
 def list_versions(app: App, request: Request, id: int) -> Response:
-    """All versions, the oldest first."""
+    """List all versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
     names = ("version", "transaction_id")
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
@@ -14585,7 +14483,7 @@ def list_versions(app: App, request: Request, id: int) -> Response:
 @ENTITIES.route("GET", "/entity/{id}/file", READ, {200: "file"},
     parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
-    """An entity's content."""
+    """Get an entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
     return file_response(request, existing(found, NO_FILE), "no-cache")
@@ -14782,8 +14680,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        is_there = app.index.shares.has_files(path)
-        if not is_there or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
+        is_empty = app.index.files.is_empty("library", f"{path}/")
+        if is_empty or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path, takes=1)
     entity = find_entity(
@@ -14848,7 +14746,7 @@ def whose_shares(request: Request) -> tuple[int | None, bool]:
 
 @SHARES.route("GET", "/shares", BEARER, {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
-    """My links; an administrator's are all."""
+    """List my links; an administrator's are all."""
     shares = app.index.shares.all(time.time(), *whose_shares(request))
     return json_response([share_json(request, share) for share in shares])
 
@@ -14878,7 +14776,7 @@ def has_password(app: App, request: Request, share: Share) -> bool:
     cookies = request.headers.get("cookie", "")
     found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
     what, now = f"{share.id} {share.password}", time.time()  # another password ends it
-    return any(verify_until(app.share_key, what, end, signed, now) for end, signed in found)
+    return any(verify_until(app.share_key, what, signed, now) for signed in found)
 
 
 def need_share_password(app: App, request: Request, share: Share) -> None:
@@ -14905,7 +14803,7 @@ def share_page(
 
 @SHARES.route("GET", "/s/{token}", OPEN, {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
-    """What a link shows: a page for browsers."""
+    """Get what a link shows: a page for browsers."""
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
@@ -14932,7 +14830,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
 def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
     """Return what a link shows, of what its maker may still read."""
     reads = allows(READ, find_maker(app, share.owner), app.settings.read_auth_enabled)
-    return app.index.shares.files(share, reads, **which)
+    return app.index.shares.files(share, reads=reads, **which)
 
 
 def may_show(share: Share, asset: Asset) -> bool:
@@ -14947,7 +14845,7 @@ def shared_id(app: App, share: Share, sha256: str, *, back: bool = False) -> str
     """Return what names a content in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
         return sha256
-    return cover_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back)
+    return encrypt_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back=back)
 
 
 def shared_json(request: Request, share: Share, file: File, asset: Asset) -> dict[str, Any]:
@@ -15069,7 +14967,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
 @SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
     query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
+    """Get a file of a link, by its SHA-256 or what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
     found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
@@ -15141,7 +15039,7 @@ def restore_trashed(app: App, id: str) -> bool:
     """Bring a media record or an entity back as it was; return whether it was in the trash."""
     trashed = app.index.trash.get(id)
     if trashed is None or trashed.kind == "media":
-        return trashed is not None and app.index.trash.restore_media(id, time.time())
+        return trashed is not None and app.index.media.restore(id, time.time())
 
     def draft(db: Database | None) -> Entity:
         return find_entity(app, int(id), db=db)._replace(is_deleted=False)
@@ -15164,7 +15062,7 @@ def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
         if now is None or now.deleted_at >= until:
             return None, []  # it was restored meanwhile
         if now.kind == "media":
-            return now, app.index.trash.remove_media(db, now.id)
+            return now, app.index.media.remove(db, now.id)
         return now, app.index.entities.remove(db, int(now.id), time.time())
 
     folder = app.users if trashed.kind == "media" else app.entities
@@ -15389,7 +15287,7 @@ def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
 
 @FILES.route("OPTIONS", ("/files", "/files/{id}"), OPEN, {204: ""})
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
-    """What the server can do of tus 1.0."""
+    """Tell what the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
     headers = {
         "Tus-Version": TUS_VERSION,
@@ -15438,8 +15336,8 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 
 @FILES.route("GET", "/files/{id}", TARGET, {200: "ResumableUpload", 412: "Error"})
 def get_upload(app: App, request: Request, id: str) -> Response:
-    """How far an upload is."""
-    upload = app.uploads.at_rest(find_upload(app, request, id))
+    """Tell how far an upload is."""
+    upload = app.uploads.wait_until_saved(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers["Upload-Metadata"] = upload.metadata
@@ -15505,14 +15403,14 @@ def health_json(app: App) -> dict[str, Any]:
 
 @SYSTEM.route("GET", "/health", OPEN, {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
-    """How the server is."""
+    """Tell how the server is."""
     return json_response(health_json(app))
 
 
 @SYSTEM.route("POST", "/session", BEARER, {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
-    value = sign_view(request.principal, app.keys.view_key, time.time())
+    value = sign_view(request.principal, app.auth.view_key, time.time())
     cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
     return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
@@ -15521,7 +15419,7 @@ def start_session(app: App, request: Request) -> Response:
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     now, cookies = time.time(), request.headers.get("cookie", "")
-    viewer = verify_view(cookies, app.keys.view_key, now)
+    viewer = verify_view(cookies, app.auth.view_key, now)
     if viewer.cookie and not app.settings.read_only:
         end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
         app.index.token_uses.take(end, now)
@@ -15537,7 +15435,7 @@ PREVIEW_QUERY = (
 @SYSTEM.route("GET", "/preview/{sha256}", READ,
     {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
-    """A picture for browsers, within a square."""
+    """Get a picture for browsers, within a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
@@ -15559,7 +15457,7 @@ def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:
 @SYSTEM.route("GET", "/exists", READ, {200: "StoredContents"},
     query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
-    """Whether some content is stored."""
+    """Tell whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(request, dict.fromkeys(hashes)))
 
@@ -15569,7 +15467,7 @@ def check_hash(app: App, request: Request) -> Response:
         ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
         list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
-    """Which of up to 1,000 contents are stored.
+    """Tell which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
     """
@@ -15588,6 +15486,8 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
+    logins = (item.number for item in ROUTES if item.handler is login)
+    failed_logins = sum(meter.answers(number).get(401, 0) for number in logins)
     build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
     return [
         ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
@@ -15612,11 +15512,11 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
          count_renditions(app.thumbnails)),
         ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
          app.thumbnails.restarts[0]),
-        ("failed_logins_total", "counter", "logins refused", count_failed_logins(meter)),
+        ("failed_logins_total", "counter", "logins refused", failed_logins),
         ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
         ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
         ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
-        ("http_requests_total", "counter", "answers by method, route and status; 0: a rare one",
+        ("http_requests_total", "counter", "answers by method, route and status",
          count_requests(meter)),
         ("http_request_duration_seconds", "histogram", "from the head to the last byte sent",
          count_durations(meter)),
@@ -15630,17 +15530,11 @@ def count_renditions(thumbnails: Thumbnails) -> Samples:
         yield f'_count{{kind="{kind}"}}', count
 
 
-def count_failed_logins(meter: Meter) -> int:
-    """Return how many logins were refused."""
-    routes = [number for number, item in enumerate(ROUTES, 1) if item.handler is login]
-    return sum(meter.answers(number).get(401, 0) for number in routes)
-
-
 def label_routes() -> Iterator[tuple[int, str]]:
     """Yield each route's number and labels; 0 is all that no route has answered."""
     yield 0, 'method="",route=""'
-    for number, item in enumerate(ROUTES, 1):
-        yield number, f'method="{item.method}",route="{item.path}"'
+    for item in ROUTES:
+        yield item.number, f'method="{item.method}",route="{item.path}"'
 
 
 def count_requests(meter: Meter) -> Samples:
@@ -15664,7 +15558,7 @@ def count_durations(meter: Meter) -> Samples:
 
 @SYSTEM.route("GET", "/metrics", PRIVATE_READ, {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Get figures for Prometheus."""
     lines = []
     for name, kind, help, found in read_metrics(app):
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
@@ -15686,7 +15580,7 @@ def log_request(
         "status": response.status,
         "bytes": response.length,
         "seconds": round(seconds, 4),
-        "principal": response.principal or "anonymous",
+        "principal": str(response.principal or "anonymous"),
     }
     if settings.log_format == "json":
         line = json.dumps(entry)
@@ -16091,7 +15985,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
 
 @SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
-    """This interface as OpenAPI 3.1."""
+    """Get this interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
 
 
@@ -16101,11 +15995,10 @@ def get_openapi(app: App, request: Request) -> Response:
 
 
 class Page(NamedTuple):
-    """A page as it is sent."""
+    """A page as it is sent; a browser keeps it and asks about it each time."""
 
+    headers: Mapping[str, str]
     body: bytes
-    etag: str  # weak, since it may be compressed
-    policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
@@ -16129,19 +16022,14 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
-
-
-def page_response(page: Page) -> Response:
-    """Answer with a page, which a browser keeps and asks about each time."""
     headers = {
         "Content-Type": HTML_TYPE,
-        "ETag": page.etag,
-        "Content-Security-Policy": page.policy,
+        "ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',  # weak: it may be compressed
+        "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",
         "Vary": "Accept, Accept-Language",
     }
-    return Response(200, headers, page.body)
+    return Page(headers, body)
 
 
 PAGE_STYLE = """
@@ -16412,8 +16300,8 @@ def docs_page() -> Page:
 
 @SYSTEM.route("GET", "/docs", OPEN, {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
-    """This interface, to read and to try."""
-    return page_response(docs_page())
+    """Get this interface as a page, to read and to try."""
+    return Response(200, *docs_page())
 
 
 # -- The gallery: its data ---------------------------------------------------------------
@@ -16436,14 +16324,14 @@ GALLERY_QUERY = (
 )  # fmt: skip
 
 
-def camera_of(item: Shown) -> str | None:
+def camera_of(item: GalleryItem) -> str | None:
     """Return the camera's make, unless its model begins with it, and model."""
     model = item.model or ""
     make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     return f"{make or ''} {model}".strip() or None
 
 
-def shown_json(item: Shown) -> list[Any]:
+def shown_json(item: GalleryItem) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
     width, height = item.width, item.height
     if (item.orientation or 1) > 4:  # it is turned to be seen
@@ -16460,8 +16348,8 @@ def shown_json(item: Shown) -> list[Any]:
     return values
 
 
-def matches_search(item: Shown, words: Sequence[str]) -> bool:
-    """Tell whether an item's path and camera have all these case-folded words."""
+def matches_search(item: GalleryItem, words: Sequence[str]) -> bool:
+    """Return whether an item's path and camera have all these case-folded words."""
     if not words:
         return True
     text = (
@@ -16471,8 +16359,8 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
 
 
 def choose_items(
-    items: Iterable[Shown], query: Mapping[str, Any], cameras: Counter[str | None]
-) -> Iterator[Shown]:
+    items: Iterable[GalleryItem], query: Mapping[str, Any], cameras: Counter[str | None]
+) -> Iterator[GalleryItem]:
     """Yield what a query asks for; count the cameras, of which one may be asked for."""
     words, kind, wanted = (query.get(name) for name in ("q", "kind", "camera"))
     words = (words or "").casefold().split()
@@ -16484,7 +16372,7 @@ def choose_items(
                 yield item
 
 
-def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown]]:
+def group_items(items: Iterable[GalleryItem], order: str) -> Iterator[tuple[str, GalleryItem]]:
     """Yield the items in order, each with its group's key: the month, or the folder."""
     if order == "date":
         return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
@@ -16493,9 +16381,7 @@ def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(
-    items: Iterable[Shown], query: Mapping[str, Any]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def make_catalogue(items: Iterable[GalleryItem], query: Mapping[str, Any]) -> Catalogue:
     """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
@@ -16509,21 +16395,22 @@ def make_catalogue(
         about.append([key, len(values), sum(item[3] for item in values), tag])
         folders.update(item[1].rpartition("/")[0] for item in values)
     named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
-    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+    summary = {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+    return Catalogue(groups, summary)
 
 
 def open_album(
     app: App, request: Request, key: str
-) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
+) -> tuple[Iterable[GalleryItem], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
     albums, user_id = app.index.albums, request.principal.user_id
     may_write = request.may(WRITE)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
-        others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
+        others = [*albums.of_entities(None), *albums.outside(user_id, with_entities=may_write)]
         return (), [*mine, *others], []
     if key == "trash":
-        return albums.trash(user_id, may_write), [], []
+        return albums.trash(user_id, with_entities=may_write), [], []
     if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
         above = id = None if key == "entities" else int(key)
         path: list[list[str]] = []
@@ -16540,9 +16427,9 @@ def open_album(
     return albums.records(caller(request), collection.id), [], about
 
 
-def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
+def open_library(app: App, query: Mapping[str, Any]) -> Iterable[GalleryItem]:
     """Return what is in a folder of the library."""
-    return app.index.files.shown(query["folder"].strip("/"), query["below"])
+    return app.index.files.shown(query["folder"].strip("/"), below=query["below"])
 
 
 @SYSTEM.route("GET", "/gallery/items", READ,
@@ -16550,13 +16437,13 @@ def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
     query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
-    """What the gallery shows: its groups, or the items of one."""
+    """Get what the gallery shows: its groups, or the items of one."""
     query = dict(request.query)
     group, album = query.pop("group", None), query.pop("album", None)
     if album is None:
         library = open_library(app, query)
         key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
-        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+        groups, summary = app.catalogues.get(app.index, key, make)
     else:  # a few items, and nobody knows when they change
         items, albums, path = open_album(app, request, album)
         groups, summary = make_catalogue(items, query)
@@ -16694,15 +16581,14 @@ class ZipReader:
     {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
-    """The files of what the gallery shows, or of some of it, in one zip file."""
+    """Get the files of what the gallery shows, or of some of it, in one zip file."""
     reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
     headers = {
         "Content-Type": "application/zip",
         "Content-Disposition": content_disposition_attachment(f"{gallery_name(app)}.zip"),
         **NO_STORE,
     }
-    body = [FileSlice(reader, 0, reader.size)]
-    return Response(200, headers, body, length=reader.size, resource=reader)
+    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader)
 
 
 def choose_files(app: App, request: Request) -> list[Zipped]:
@@ -16759,7 +16645,7 @@ def portable_name(name: str) -> str:
     return safe_name(name.translate(UNPORTABLE)).rstrip(". ")
 
 
-def name_in_zip(item: Shown, facts: Facts | None) -> str:
+def name_in_zip(item: GalleryItem, facts: Facts | None) -> str:
     """Return an item's path, or else its name with an extension, as every system takes it."""
     path = item.path.decode("utf-8", "replace")
     if item.id is None:
@@ -18799,7 +18685,7 @@ def gallery_page(language: str) -> Page:
 
 @SYSTEM.route("GET", "/icon.svg", OPEN, {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
-    """The gallery's icon."""
+    """Get the gallery's icon."""
     policy = "default-src 'none'"
     headers = {"Content-Type": "image/svg+xml", "Content-Security-Policy": policy}
     return Response(200, headers, ICON.encode())
@@ -18807,13 +18693,13 @@ def get_icon(app: App, request: Request) -> Response:
 
 @SYSTEM.route("GET", "/icon.png", OPEN, {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
-    """The gallery's icon, for a phone's home screen."""
+    """Get the gallery's icon, for a phone's home screen."""
     return Response(200, {"Content-Type": "image/png"}, ICON_PNG)
 
 
 @SYSTEM.route("GET", "/manifest.webmanifest", OPEN, {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
-    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    """Get what installs the gallery on a phone or desktop (W3C Web Application Manifest)."""
     name = gallery_name(app)
     icons = [
         {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
@@ -18831,13 +18717,13 @@ def get_manifest(app: App, request: Request) -> Response:
 
 @SYSTEM.route("GET", "/gallery", OPEN, {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
-    """The gallery page, in the client's language."""
-    return page_response(gallery_page(choose_language(request.headers, TEXTS)))
+    """Get the gallery page, in the client's language."""
+    return Response(200, *gallery_page(choose_language(request.headers, TEXTS)))
 
 
 @SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
-    """The gallery page for browsers, health for programs."""
+    """Get the gallery page as a browser, health as a program."""
     if prefers(request.headers, "text/html", JSON_TYPE):
         return get_gallery(app, request)
     return json_response(health_json(app), headers={"Vary": "Accept"})
@@ -18926,14 +18812,14 @@ def build_parser() -> argparse.ArgumentParser:
         f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
         for item in COMMANDS.values()
     )
-    hidden = ", ".join(name.upper() for name, _, spec in Settings.table() if spec.secret)
+    hidden = ", ".join(name.upper() for name, spec in SETTINGS.items() if spec.secret)
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
         usage="python3 mediaserver.py [COMMAND] --storage_dir DIR [options]",
         description="Scans, serves and takes in a household's pictures and videos.",
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
-        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
+        f"(but {', '.join(n for n, spec in SETTINGS.items() if not spec.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
         "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
         "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
@@ -18943,10 +18829,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
-    for name, default, spec in Settings.table():
+    for name, spec in SETTINGS.items():
         if not spec.secret:
-            text = f"{spec.help} ({spec.shown or str(default).lower()})"
-            bare: Any = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+            text = f"{spec.help} ({spec.shown or str(spec.default).lower()})"
+            bare: Any = {"nargs": "?", "const": "true"} if isinstance(spec.default, bool) else {}
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"), **bare)
     for option in {option for item in COMMANDS.values() for option in item.options}:
         action = "store" if option.takes else "store_true"
@@ -18965,8 +18851,7 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
             values[option.parameter or option.name] = parsed
         except ValueError as error:
             raise SettingError(f"--{option.name}", str(error)) from None
-    known = {name for name, _, _ in Settings.table()}
-    for name in sorted(given.keys() - known):
+    for name in sorted(given.keys() - SETTINGS.keys()):
         raise SettingError(f"--{name}", f"is no option of {found.name}")
     return {name: value for name, value in values.items() if value is not None}
 
@@ -19148,7 +19033,7 @@ def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """Return the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
     make_folders(settings)
-    return contextlib.closing(migrated(Index(settings.database_url)))
+    return contextlib.closing(apply_migrations(Index(settings.database_url)))
 
 
 def index_to_read(settings: Settings) -> contextlib.closing[Index]:
@@ -19187,7 +19072,7 @@ def list_users(settings: Settings, *, as_json: bool = False) -> None:
                 "email": user.email,
                 "username": user.username,
                 "state": "active" if user.is_active else "disabled",
-                "size": index.users.stored_bytes(user.id),
+                "size": index.media.stored_bytes(user.id),
                 "permissions": user.permissions,
             }
             for user in index.users.all()
@@ -19261,21 +19146,21 @@ def set_user_password(settings: Settings, name: str) -> None:
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
-        index.failures.clear(login_key(user, name))
+        index.login_failures.clear(login_key(user, name))
 
 
 @command("user disable", "NAME")
 def disable_user(settings: Settings, name: str) -> None:
     """Refuse an account's logins and tokens, and end its links."""
     with opened_user(settings, name) as (index, user):
-        index.write(lambda db: index.users.set_active(db, user, False))
+        index.write(lambda db: index.users.set_active(db, user, active=False))
 
 
 @command("user enable", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     """Let a disabled account in again."""
     with opened_user(settings, name) as (index, user):
-        index.write(lambda db: index.users.set_active(db, user, True))
+        index.write(lambda db: index.users.set_active(db, user, active=True))
 
 
 # -- Verify ------------------------------------------------------------------------------
@@ -19374,23 +19259,23 @@ class Verifier:
         self._progress = progress
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
-        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.found: dict[str, dict[str, str]] = {word: {} for word in (*PROBLEMS, *NOTES)}
         self.expected: dict[tuple[str, str], str] = {}  # hashes that are not the index's
-        self._named: set[tuple[str, str]] = set()
         self.files = 0
 
     def report(self, what: str, **more: Any) -> int:
         """Say what was done and found, with `more` where as JSON; return the exit status."""
-        counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
+        counts = [f"{len(reasons)} {word}" for word, reasons in self.found.items() if reasons]
         self._progress.say(f"{what}: {', '.join(counts) or 'all is as it was taken in'}")
         is_well = not any(self.found[word] for word in PROBLEMS)
         if self._progress.silent:
             done, seconds = self._progress.done, self._progress.seconds
             figures = {"ok": is_well, "files": self.files, "bytes": done, "seconds": seconds}
-            print(json.dumps({**figures, **self.found, **more}))
+            found = {word: list(reasons) for word, reasons in self.found.items()}
+            print(json.dumps({**figures, **found, **more}))
         return int(not is_well)
 
-    def run(self, shelves: Sequence[Shelf]) -> None:
+    def run(self, caches: Sequence[ImageCache]) -> None:
         """Check all that is known, and name what is not."""
         problem = self._index.value("PRAGMA quick_check(1)")
         if problem != "ok":
@@ -19406,14 +19291,14 @@ class Verifier:
             for path in unknown:
                 if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
                     self._note(word, folder.show(path))
-        for shelf in shelves:
-            self._check_shelf(shelf)
+        for cache in caches:
+            self._check_cache(cache)
 
     def _note(self, word: str, path: str, reason: str = "") -> None:
-        if (word, path) not in self._named:
-            self._named.add((word, path))
-            self.found[word].append(path)
-            self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+        if path not in self.found[word]:
+            reason = reason or {**PROBLEMS, **NOTES}[word]
+            self.found[word][path] = reason
+            self._progress.say(f"{word}: {path}: {reason}")
 
     def _unknown(self, folder: Folder) -> list[str]:
         """Return paths on disk that the index does not know, of what a scan would take in."""
@@ -19480,13 +19365,13 @@ class Verifier:
             raise Unreadable(*error.args) from None
         forget_cached(source)  # others need the memory
 
-    def _check_shelf(self, shelf: Shelf) -> None:
+    def _check_cache(self, cache: ImageCache) -> None:
         """Name the thumbnails or previews of what is not known any more."""
         with contextlib.suppress(FileNotFoundError):
-            place = shelf.prefix.rstrip("/")
-            for name, _ in shelf.folder.files_in(place):
+            place = cache.prefix.rstrip("/")
+            for name, _ in cache.folder.files_in(place):
                 if not self._index.assets.is_known(name[:64]):
-                    self._note("orphaned", f"{shelf.folder.path}/{place}/{name}")
+                    self._note("orphaned", f"{cache.folder.path}/{place}/{name}")
 
 
 def forget_cached(file: io.FileIO) -> None:
@@ -19514,8 +19399,8 @@ def verify(
         verifier = Verifier(index, folders, progress, from_time)
         if restored is not None:
             verifier.found, verifier.expected = restored.found, restored.others
-        public, private = thumbnail_shelves(settings, folders["library"])
-        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
+        public, private = thumbnail_caches(settings, folders["library"])
+        verifier.run((public, private, ImageCache(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
@@ -19898,7 +19783,7 @@ def restore(settings: Settings, source: str, *, as_json: bool = False) -> int:
         with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
             kept.count_rows()  # or it is none
             kept.copy_to(place)
-        with contextlib.closing(migrated(Index(place))) as index:
+        with contextlib.closing(apply_migrations(Index(place))) as index:
             progress = Progress(index.files.total_size(), silent=as_json)
             copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
@@ -20013,7 +19898,7 @@ def server_is_stopped(settings: Settings) -> Iterator[bool]:
 @contextlib.contextmanager
 def opened_app(settings: Settings) -> Iterator[App]:
     """Yield what handlers need, for a command that does what they do and signs nothing."""
-    names = [name for name, _, spec in Settings.table() if spec.made]
+    names = [name for name, spec in SETTINGS.items() if spec.is_generated]
     blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
     with opened_index(settings) as index:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
@@ -20085,7 +19970,7 @@ class Result(NamedTuple):
     detail: str  # where it is, or why
 
 
-class NotTaken(Exception):
+class NotImported(Exception):
     """Something cannot be taken in; the text says why."""
 
 
@@ -20097,7 +19982,7 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
-    except NotTaken as error:
+    except NotImported as error:
         yield what, Result("failed", str(error))
     except (AttributeError, LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
         yield what, Result("failed", f"its row is not understood: {error}")
@@ -20142,7 +20027,7 @@ def import_files(
         seen.add(name)
         yield name, Result("failed", "it cannot be read")
     why = "passed over: hidden, a link, beside .nomedia, or the server's own"
-    yield from tell_rest(Path(origin.path), seen, bool, why)
+    yield from report_rest(Path(origin.path), seen, bool, why)
 
 
 def folders_above(path: str) -> Iterator[str]:
@@ -20150,7 +20035,7 @@ def folders_above(path: str) -> Iterator[str]:
     return (path[: end + 1] for end, character in enumerate(path) if character == "/")
 
 
-def tell_rest(
+def report_rest(
     source: Path, seen: Set[str], wanted: Callable[[bytes], bool], why: str
 ) -> Iterator[tuple[str, Result]]:
     """Yield what else is in a source: wanted files, and folders of which nothing was seen."""
@@ -20332,10 +20217,10 @@ class RecordImporter:
         self._histories: dict[int, list[Row]] = {}  # of entities
         for row in tables["entities_version"]:
             self._histories.setdefault(row["id"], []).append(row)
-        self._places = [""]  # below the source, where paths may begin
+        self._slots = [""]  # below the source, where paths may begin
         for folder, folders, _ in os.walk(origin.path):
             place = os.path.relpath(folder, origin.path)
-            self._places += [f"{place}/"] if place != "." else []
+            self._slots += [f"{place}/"] if place != "." else []
             if place.count("/") + (place != ".") >= PLACES_BELOW:
                 folders.clear()
 
@@ -20352,7 +20237,7 @@ class RecordImporter:
         rows = itertools.chain.from_iterable(self._tables.values())
         named = {self._find(row.get("file") or row.get("file_path")) for row in rows}
         source, found = Path(self._origin.path), set(filter(None, named))
-        yield from tell_rest(source, found, is_media_name, "no record names it")
+        yield from report_rest(source, found, is_media_name, "no record names it")
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
@@ -20368,14 +20253,14 @@ class RecordImporter:
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
             hint = " (--join if that is the same person)" if taken == ["email"] else ""
-            raise NotTaken(f"{email}: another account has its {', '.join(taken)}{hint}")
+            raise NotImported(f"{email}: another account has its {', '.join(taken)}{hint}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
         def add(db: Database) -> User:
             user = users.add(db, values, joined)
             if not row["is_active"]:
-                users.set_active(db, user, False)
+                users.set_active(db, user, active=False)
             return user
 
         added = self._write(add)
@@ -20391,11 +20276,12 @@ class RecordImporter:
         return None if self._is_trial else self._index.write(apply)
 
     def _owner(self, id: int) -> int:
-        """Return the account of a user there; NotTaken where it is not certain who that is."""
+        """Return the account of a user there; NotImported where it is not certain who that is."""
         if not (self._tables["accounts_customuser"] or self._index.users.get(id)):
             return id  # accounts are elsewhere, and tokens carry the id
         if id not in self._users:
-            raise NotTaken("whose it is, is not certain: take in the accounts' database with it")
+            problem = "whose it is, is not certain: take in the accounts' database with it"
+            raise NotImported(problem)
         return self._users[id]
 
     def _take_collection(self, row: Row) -> Result:
@@ -20403,8 +20289,8 @@ class RecordImporter:
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
         owner, name, description = self._owner(row["user"]), row["name"], row["description"]
-        times = read_time(row["created_at"]), read_time(row["updated_at"])
-        collection = Collection(id, owner, name, description, *times)
+        made, changed = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, name, description, made, changed)
         self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 
@@ -20419,9 +20305,9 @@ class RecordImporter:
             free = (name for name in names if not self._index.files.get("users", name))
             file = self._copy(path, self._app.users, free)
         times = read_time(row["created_at"]), read_time(row["updated_at"])
-        shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
+        collection = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
         record = MediaRecord(
-            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=shelf,
+            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=collection,
             size=file[0].size if file else row["size"], path=file[0].path if file else None,
             note=None if file else row["storage_path"], description=row["description"],
             created_at=times[0], updated_at=times[1],
@@ -20432,10 +20318,10 @@ class RecordImporter:
                 self._index.files.put(db, *file)
             self._index.media.put(db, record)
             if row["is_deleted"]:
-                self._index.media.hide(db, owner, id, times[1])
+                self._index.media.soft_delete(db, owner, id, times[1])
 
         self._write(put)
-        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+        return Result("new", f"{row['name']}: {self._describe_file(row.get('file'), path)}")
 
     def _take_entity(self, row: Row) -> Result:
         id, history = row["id"], self._history(row)
@@ -20455,10 +20341,10 @@ class RecordImporter:
             for file in filter(None, files.values()):
                 self._index.files.put(db, *file)
             versions = [entity_of(each, files[each["file_path"]]) for each in history]
-            self._index.entities.adopt(db, versions)
+            self._index.entities.import_versions(db, versions)
 
         self._write(put)
-        told = f"{self._fate(row['file_path'], path)}, versions: {len(history)}"
+        told = f"{self._describe_file(row['file_path'], path)}, versions: {len(history)}"
         older = {each["file_path"] for each in history} - {None, row["file_path"]}
         if gone := sorted(name for name in older if not self._find(name)):
             told += f", of older ones {', '.join(gone)} is gone"
@@ -20476,9 +20362,9 @@ class RecordImporter:
 
     def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
-            raise NotTaken("another entity has its id here")
+            raise NotImported("another entity has its id here")
         if sha256 and (holder := self._index.entities.holder(sha256, db)):
-            raise NotTaken(f"entity {holder} has the same content")
+            raise NotImported(f"entity {holder} has the same content")
 
     def _take_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
@@ -20487,16 +20373,16 @@ class RecordImporter:
         placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
         return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
 
-    def _fate(self, name: str | None, path: str | None) -> str:
+    def _describe_file(self, name: str | None, path: str | None) -> str:
         return "without a file" if not name else path or f"its file {name} is gone"
 
     def _find(self, name: str | None) -> str | None:
         """Return the path below the source of a file that a database names; None if it is gone."""
-        for place in self._places if name else ():
+        for place in self._slots if name else ():
             with contextlib.suppress(ValueError):
                 if not self._origin.is_gone(f"{place}{name}"):
-                    self._places.remove(place)
-                    self._places.insert(0, place)
+                    self._slots.remove(place)
+                    self._slots.insert(0, place)
                     return f"{place}{name}"
         return None
 
@@ -20629,7 +20515,7 @@ class Watchdog:
         given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
         microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
         self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
-        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
+        self._seen = shared_numbers("d", workers)
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
@@ -20659,7 +20545,7 @@ class Shared(NamedTuple):
 class Supervisor:
     """Keeps forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
-    Their lifeline becomes readable when this process ends, however it ends, and so does the lock.
+    Their `parent` becomes readable when this process ends, however it ends; so does the lock.
     Signals are waited for, one after the other, as everything else is: no handler can come in
     between.
     """
@@ -20667,7 +20553,7 @@ class Supervisor:
     def __init__(self, shared: Shared, lock: io.FileIO) -> None:
         self._shared = shared
         self._watchdog = shared.watchdog
-        self._held, self._lifeline = socket.socketpair()
+        self._held, self._parent = socket.socketpair()
         self._lock = lock
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
@@ -20692,7 +20578,7 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _start(self, number: int) -> None:
-        work = functools.partial(run_server, self._shared, number, self._lifeline)
+        work = functools.partial(run_server, self._shared, number, self._parent)
         self._workers[fork_worker([self._held, self._lock], work)] = number
 
     def _reap(self) -> None:
@@ -20811,7 +20697,7 @@ def serve(settings: Settings) -> None:
     announce(settings, listener, thumbnails, generated)
     if settings.workers > 1:
         Supervisor(shared, lock).run()
-        fold_wal_in(settings.database_url)
+        checkpoint_index(settings.database_url)
     else:
         while run_server(shared):
             recover(settings, thumbnails)
@@ -20852,7 +20738,7 @@ def recover_files(app: App) -> None:
         app.index.set_meta("recovered", "1")
 
 
-def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None = None) -> bool:
+def run_server(shared: Shared, number: int = 0, parent: socket.socket | None = None) -> bool:
     """Serve on a listening socket until told to stop; worker 0 also scans.
 
     True where it was the index that ended it: it is to be opened anew.
@@ -20868,7 +20754,7 @@ def run_server(shared: Shared, number: int = 0, lifeline: socket.socket | None =
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings=settings)
     server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
-    server.lifeline = lifeline
+    server.parent = parent
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
     over, threads = threading.Event(), list[threading.Thread]()
@@ -20939,7 +20825,7 @@ def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
     server.on_hangup, server.on_orphaned = scan, leave
     signal.set_wakeup_fd(server.wakeup.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
+    signal.signal(signal.SIGINT, stop if server.parent is None else signal.SIG_IGN)
     # A handler in Python may come in between anything, itself too: this one leaves it to the loop.
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

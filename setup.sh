@@ -269,7 +269,7 @@ def found(path, which):
     if not (text := read(path)):
         return
     ms = load()
-    known = {name.upper(): how for name, _, how in ms.Settings.table()}
+    known = {name.upper(): how for name, how in ms.SETTINGS.items()}
     for name, value in ms.parse_dotenv(text, {}).items():
         how = known.get(name)
         if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):

@@ -69,7 +69,7 @@ PROGRAM = HERE / "mediaserver.py"
 # What the program goes on as, by itself: to begin there saves a compilation each time.
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
-RUN_SECONDS = 300.0  # that a program which ends by itself may run, on a machine that is busy
+RUN_SECONDS = 900.0  # that a program which ends by itself may run, on a machine that is busy
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
     "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
@@ -267,7 +267,7 @@ SECRETS = {
     "MEDIA_SERVER_SECRET": UPLOAD_SECRET,
     "JWT_SIGNING_KEY": JWT_KEY,
 }
-SETTING_NAMES = {name.upper() for name, _, _ in ms.Settings.table()}
+SETTING_NAMES = {name.upper() for name in ms.SETTINGS}
 BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SETTING_NAMES}
 
 
@@ -496,12 +496,23 @@ class Server:
         self,
         method: str,
         path: str,
-        content: bytes,
+        content: bytes | None,
         filename: str | None = "a.png",
         headers: Mapping[str, str] = OWNER,
+        *,
+        field: str = "file",
+        **texts: object,
     ) -> Answer:
-        body, content_type = form(filename, content)
+        """The answer to a form with a file, if there is content, and with texts."""
+        body, content_type = form(filename, content, field, **texts)
         return self.request(method, path, body, {"Content-Type": content_type, **headers})
+
+    @contextlib.contextmanager
+    def index(self) -> Iterator[sqlite3.Connection]:
+        """Its index, open; what is changed there is committed at the end."""
+        index = sqlite3.connect(self.data / "index.sqlite3", timeout=DEADLINE)
+        with contextlib.closing(index), index:
+            yield index
 
     def upload(self, content: bytes, filename: str | None = "a.png") -> Answer:
         return self.send_file("POST", "/upload", content, filename)
@@ -685,13 +696,9 @@ SAMPLE_TEXTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "default", "how"), [pytest.param(*row, id=row[0]) for row in ms.Settings.table()]
-)
-def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(
-    settings_of, name, default, how
-):
-    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(default, kind)]
+@pytest.mark.parametrize(("name", "how"), ms.SETTINGS.items(), ids=ms.SETTINGS)
+def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(settings_of, name, how):
+    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(how.default, kind)]
     text = SAMPLE_SETTINGS.get(name) or fitting[0]
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     for spelled in {name, name.replace("_", "-"), name.replace("_", "-", 1)}:
@@ -1032,10 +1039,10 @@ def test_help_explains_every_setting_and_command(tmp_path):
     ended = run_program("--help", cwd=tmp_path)
     assert ended.returncode == 0
     words = " ".join(ended.stdout.split())
-    for name, _, how in ms.Settings.table():
-        assert (name.upper() if how.secret else f"--{name}") in words
-        assert how.secret or how.help in words
-    assert all(name in words for name in ms.COMMANDS)
+    for name, how in ms.SETTINGS.items():
+        told = [name.upper()] if how.secret else [f"--{name}", how.help]
+        assert [each for each in told if each not in words] == []
+    assert [name for name in ms.COMMANDS if name not in words] == []
 
 
 def test_a_secret_that_somebody_has_blanked_stops_the_start(tmp_path):
@@ -1106,25 +1113,33 @@ def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         status = Path(f"/proc/{process.pid}/status")
         if not status.exists():
             pytest.skip("needs /proc")
-        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")
-        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        hangup = re.compile(r"Sig(?:Blk|Cgt):\s+\w+[13579bdf]\n")  # is blocked, or caught already
+        wait_until(lambda: hangup.search(status.read_text()), "the program to begin")
         yield process
 
 
-@pytest.mark.parametrize(
-    ("command", "number", "code"),
-    [
-        ("serve", signal.SIGTERM, 0), ("serve", signal.SIGINT, 0),
-        ("verify", signal.SIGTERM, -signal.SIGTERM), ("verify", signal.SIGINT, 130),
-    ],
-)  # fmt: skip
-def test_a_signal_during_the_start_ends_a_server_well_and_a_command_as_signals_do(
-    tmp_path, command, number, code
-):
-    with begun(tmp_path, command, "--storage_dir", ".", "--port", "0") as process:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_a_server_well(tmp_path, number):
+    with begun(tmp_path, "serve", "--storage_dir", ".", "--port", "0") as process:
         process.send_signal(number)
-        assert process.wait(DEADLINE) == code
+        assert process.wait(DEADLINE) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+PENDING = """import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [number := int(sys.argv[1])])
+os.kill(os.getpid(), number)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_a_signal_from_before_its_start_ends_a_command_as_signals_do(tmp_path, number, code):
+    command = [PROGRAM, "verify", "--storage_dir", "."]
+    found = said_by(sys.executable, "-c", PENDING, f"{number:d}", *command, cwd=tmp_path)
+    assert found == (code, "")
 
 
 def test_sighup_ends_no_service_while_python_begins():
@@ -1325,14 +1340,14 @@ def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str],
 def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
     key = ms.derive_key("secret", "file url")
     signature, expires = ms.sign_until(key, "a-b", int(NOW)), str(int(NOW))
-    assert ms.verify_until(key, "a-b", expires, signature, NOW)
-    assert not ms.verify_until(key, "a-b", expires, signature, NOW + 1)
-    assert not ms.verify_until(key, "a-c", expires, signature, NOW)
-    assert not ms.verify_until(key, "a-b", str(int(NOW) + 9), signature, NOW)
-    assert not ms.verify_until(key, "a-b", "1e99", signature, NOW)
-    assert not ms.verify_until(key, "a-b", expires, "é\ud800", NOW)
+    assert ms.verify_until(key, "a-b", (expires, signature), NOW)
+    assert not ms.verify_until(key, "a-b", (expires, signature), NOW + 1)
+    assert not ms.verify_until(key, "a-c", (expires, signature), NOW)
+    assert not ms.verify_until(key, "a-b", (str(int(NOW) + 9), signature), NOW)
+    assert not ms.verify_until(key, "a-b", ("1e99", signature), NOW)
+    assert not ms.verify_until(key, "a-b", (expires, "é\ud800"), NOW)
     other = ms.derive_key("secret", "page url")
-    assert not ms.verify_until(other, "a-b", expires, signature, NOW)
+    assert not ms.verify_until(other, "a-b", (expires, signature), NOW)
 
 
 # --- Passwords
@@ -1760,7 +1775,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     value = ms.sign_view(principal, KEYS.view_key, NOW)
 
     def found(cookies: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal:
-        return ms.find_principal(None, None, keys, now, None, cookies)
+        return ms.find_principal(None, None, keys, now, cookies=cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
     seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
@@ -1770,8 +1785,8 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(good, keys=auth_config("changed", KEYS_SECRET)) == ms.ANONYMOUS
     assert found(good, keys=auth_config("owner's key", "changed")) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
-    assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
-    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, None, good) == ms.OWNER
+    assert ms.find_principal(None, token, KEYS, NOW, cookies=good) == ms.UPLOADER
+    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, cookies=good) == ms.OWNER
 
 
 @pytest.mark.parametrize(
@@ -1779,20 +1794,20 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
 )
 def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
     cookies = "mediaserver_view=" + value.format(ms.sign_view(ms.OWNER, KEYS.view_key, NOW))
-    assert ms.find_principal(None, None, KEYS, NOW, None, cookies) == ms.ANONYMOUS
+    assert ms.find_principal(None, None, KEYS, NOW, cookies=cookies) == ms.ANONYMOUS
 
 
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
-    cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
-    principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = auth_config("a", "b")
-    assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
+    keys, token = auth_config(public_key=KEYS.public_key), f"Bearer {es256(FOREIGN)}"
+    principal = ms.find_principal(token, None, keys, NOW)
+    keys.public_key = None
+    assert ms.find_principal(token, None, keys, NOW + 59) == principal
     with pytest.raises(ms.HTTPError):
-        ms.find_principal(token, None, keyless, NOW + 60, cache)
+        ms.find_principal(token, None, keys, NOW + 60)
 
 
 def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
-    cache = ms.TokenCache()
+    fresh = auth_config(public_key=KEYS.public_key)
     tokens = {
         name: f"Bearer {text}"
         for name, text in {
@@ -1802,18 +1817,18 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     }  # fmt: skip
     tokens["basic"] = "Basic eDp5"
 
-    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal | None:
-        return ms.recall_principal(tokens.get(name), "", keys, cache, now)
+    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = fresh) -> ms.Principal | None:
+        return ms.recall_principal(tokens.get(name), "", keys, now)
 
     assert recall("foreign") is None  # not seen yet
-    given = {name: ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+    given = {name: ms.find_principal(tokens[name], None, fresh, NOW)
              for name in ("foreign", "account", "owner")}  # fmt: skip
     assert (recall("foreign"), recall("owner")) == (given["foreign"], given["owner"])
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
     view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
-    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
+    assert ms.recall_principal(None, view, fresh, NOW) is None  # it may have been ended
     demo = auth_config(auth_disabled="true")
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -2131,7 +2146,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
     settings = settings_of(f"--storage_dir={tmp_path}", "--read_auth_enabled=true")
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
-        once = scoped("read", uses=1, key=app.keys.scoped_key)
+        once = scoped("read", uses=1, key=app.auth.scoped_key)
         application = ms.Application(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
         running.port = running.socket.getsockname()[1]
@@ -2326,11 +2341,10 @@ def test_es256_permissions_and_modes_decide_over_entities(start, tmp_path, mode)
     running = start(**settings, **({"auth_disabled": "true"} if mode == "demo" else {}))
 
     def answers(headers: dict[str, str]) -> tuple[int, int]:
-        made, content_type = form(None, None, is_collection="true", label="x")
-        headers = {**headers, "Content-Type": content_type}
+        texts = {"is_collection": "true", "label": "x"}
         return (
             running.request("GET", "/entity/", headers=headers).status,
-            running.request("POST", "/entity/", made, headers).status,
+            running.send_file("POST", "/entity/", None, headers=headers, **texts).status,
         )
 
     free, none = (200, 201), {"normal": (200, 401), "read-auth": (401, 401)}
@@ -2355,9 +2369,8 @@ def test_in_demo_mode_everyone_may_do_everything_whatever_they_carry(start, head
     status, made = running.call("POST", MEDIA, {"name": "n", "type": "image"}, headers)
     assert (status, made["user"]) == (201, 0)
     assert running.call("GET", "/api/auth/profile/", None, headers)[0] == 200
-    body, content_type = form(None, None, is_collection="true")
-    fields = {**headers, "Content-Type": content_type}
-    assert running.request("POST", "/entity/", body, fields).status == 201
+    made = running.send_file("POST", "/entity/", None, headers=headers, is_collection="true")
+    assert made.status == 201
 
 
 # ======================================================================================
@@ -3332,7 +3345,7 @@ def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
     ],
 )  # fmt: skip
 def test_lists_of_entities_go_by_indexes(index, filters, by):
-    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, 0))
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", limit=10, offset=0))
     assert by in count
     assert by in page
     assert "TEMP B-TREE" not in page
@@ -3447,7 +3460,7 @@ def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
 def test_the_index_is_written_ahead_and_waits_for_the_disk_where_it_must(index):
     assert index.read("PRAGMA journal_mode").fetchone() == ("wal",)
     modes = [
-        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable)
+        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable=durable)
         for durable in (True, False, True)
     ]
     assert modes == [2, 1, 2]  # FULL, NORMAL
@@ -3540,7 +3553,7 @@ def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
         file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
         index.write(functools.partial(index.files.put, file=file, asset=asset))
         if made is not None:
-            index.assets.set_thumbnail(asset.sha256, made)
+            index.assets.set_thumbnail(asset.sha256, made=made)
 
     def waiting() -> list[str]:
         found = index.assets.without_thumbnail(["image"], 9, "")
@@ -3739,17 +3752,75 @@ def test_a_link_that_gets_another_name_is_a_link_there(tmp_path):
     assert (tmp_path / "b.png").is_symlink()
 
 
-def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(errno.EIO, "a.png"), (errno.EIO, "in/a.png"), (errno.EXDEV, "a.png")],
+)
+def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(
+    tmp_path, monkeypatch, error, name
+):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
 
     def link(place: ms.Place, target: ms.Place) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(error, os.strerror(error))
 
     incoming = arrive(folder, b"content")
     monkeypatch.setattr(ms.Place, "link", link)
-    with pytest.raises(OSError, match="Input/output error"):
-        folder.keep(incoming, ["a.png"])
+    with pytest.raises(OSError, match=os.strerror(error)):
+        folder.keep(incoming, [name])
     incoming.discard()
+    assert files_below(tmp_path) == set()
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_takes_files_and_lets_go_of_them(tmp_path, monkeypatch, error):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+
+    def link(place: ms.Place, target: ms.Place) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(ms.Place, "link", link)
+    fill(tmp_path, {"a.png": b"another"})
+    kept, undone, put_back = (arrive(folder, b"content") for _ in range(3))
+    assert folder.keep(kept, ["a.png", "b.png"]) == "b.png"
+    kept.discard(undo=False)
+    assert (tmp_path / "a.png").read_bytes() == b"another"
+    assert (tmp_path / "b.png").read_bytes() == b"content"
+    folder.keep(undone, ["c.png"], "b.png")
+    undone.discard()
+    folder.keep(put_back, ["c.png"])
+    assert put_back.put_back()
+    assert files_below(tmp_path) == {"a.png", "b.png", put_back.name}
+    with folder.removing(["b.png"]):
+        pass
+    assert files_below(tmp_path) == {"a.png", put_back.name}
+
+
+def test_files_come_to_another_disk_below_the_root_and_go_from_there(tmp_path, monkeypatch):
+    """No link leads into `usb`, which has a disk of its own."""
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    (tmp_path / "usb").mkdir()
+    real = ms.Place.link
+
+    def link(place: ms.Place, target: ms.Place) -> None:
+        paths = [os.readlink(f"/proc/self/fd/{each.folder}") for each in (place, target)]
+        if len({Path(path).is_relative_to(tmp_path / "usb") for path in paths}) == 2:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(place, target)
+
+    monkeypatch.setattr(ms.Place, "link", link)
+    content = random.Random(1).randbytes(300_000)
+    incoming = arrive(folder, content)
+    assert folder.keep(incoming, ["usb/a.png"]) == "usb/a.png"
+    incoming.discard(undo=False)
+    assert files_below(tmp_path) == {"usb/a.png"}
+    assert (tmp_path / "usb/a.png").read_bytes() == content
+    with pytest.raises(ValueError, match="commit"), folder.removing(["usb/a.png"]):
+        assert len(files_below(tmp_path / "usb")) == 2, "its mark is on the same disk"
+        raise ValueError("of the commit")
+    assert files_below(tmp_path) == {"usb/a.png"}
+    with folder.removing(["usb/a.png"]):
+        pass
     assert files_below(tmp_path) == set()
 
 
@@ -4063,7 +4134,7 @@ def test_those_who_try_again_do_not_all_come_at_once(monkeypatch):
     with FakeStore(*[S3_BUSY, S3_OK] * 9) as store:
         for _ in range(9):
             store.client.call(S3_GET)
-    assert all(0 <= wait <= ms.S3_RETRIES[0] for wait in waits)
+    assert 0 <= min(waits) < max(waits) <= ms.S3_RETRIES[0]
     assert len(waits) == 9
     assert len(set(waits)) > 3
 
@@ -4219,6 +4290,8 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
 def store(object_store) -> ObjectStore:
     """An object store, of which a test has a prefix of its own."""
     object_store.prefix = f"{unique().decode()}/"
+    if object_store.process.poll() is not None:  # as another test has left it
+        object_store.start()
     return object_store
 
 
@@ -4287,6 +4360,21 @@ def test_any_name_leads_to_its_own_object(bucket, store):
 def test_what_is_no_name_is_asked_of_no_bucket(bucket, name):
     with pytest.raises(ValueError, match="no file name"):
         bucket.stat(name)
+
+
+def test_whether_there_are_files_is_asked_of_the_disk_where_only_some_are_objects(
+    bucket, tmp_path
+):
+    place, client, root = bucket.place, bucket.client, tmp_path / "pictures"
+    options: Any = {"below": "media/", "make": False, "buffers": ms.WriteBuffers()}
+    library = ms.Bucket("library", root, place, client, **options)
+    assert not bucket.holds_files()
+    incoming = arrive(bucket, b"content")
+    bucket.keep(incoming, ["a.png"])
+    incoming.discard(undo=False)
+    assert (bucket.holds_files(), library.holds_files()) == (True, False)
+    fill(root, {"a.png": b"content"})
+    assert library.holds_files()
 
 
 def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
@@ -4368,16 +4456,18 @@ def test_an_object_gets_no_other_name(bucket):
 @pytest.mark.parametrize(
     ("code", "body", "error"),
     [
-        (200, b"", None), (206, b"", None), (200, b"<Error>late</Error>", errno.EIO),
-        (300, b"", errno.EIO), (307, b"", errno.EIO), (403, b"", errno.EACCES),
-        (404, b"", errno.ENOENT), (412, b"", errno.EEXIST), (503, b"", errno.EIO),
+        (200, b"<Error>late</Error>", errno.EIO), (300, b"", errno.EIO), (307, b"", errno.EIO),
+        (403, b"", errno.EACCES), (404, b"", errno.ENOENT), (412, b"", errno.EEXIST),
+        (503, b"", errno.EIO),
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    answer = ms.S3Answer(code, {}, body)
-    with contextlib.nullcontext() if error is None else pytest.raises(OSError) as caught:
-        ms.check_answer(ms.S3Request("GET", "family", "a.png"), answer)
-    assert error is None or caught.value.errno == error
+    request = ms.S3Request("GET", "family", "a.png")
+    for fine in (200, 206):
+        ms.check_answer(request, ms.S3Answer(fine, {}, b"", None, None))
+    with pytest.raises(OSError) as caught:
+        ms.check_answer(request, ms.S3Answer(code, {}, body, None, None))
+    assert caught.value.errno == error
 
 
 def test_an_object_that_the_index_could_not_forget_stays(bucket, tmp_path):
@@ -4419,7 +4509,7 @@ def no_delete(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def test_an_object_of_another_program_survives_a_note_about_its_name(store, bucket, tmp_path):
     store.put("a.png", b"theirs")
-    bucket._write_note(ms.ObjectNote("a.png", 7))
+    bucket._write_note("a.png", 7)
     bucket.recover(lambda name: False)
     assert read_from(bucket, "a.png") == b"theirs"
     assert not files_below(tmp_path)
@@ -4475,12 +4565,12 @@ def stop_host(thumbnails, host):
 
 
 def thumbnails_in(path, processes=None, kind=ms.Thumbnails):
-    """Thumbnails whose two shelves lie in one folder."""
+    """Thumbnails whose two caches lie in one folder."""
     path.mkdir(exist_ok=True)
     made = kind(processes)
     folder = ms.Folder("library", path, make=True, buffers=ms.WriteBuffers())
     cache = ms.PreviewCache(folder, "previews/", 1 << 30, made.preview_bytes)
-    made.place(ms.Shelf(folder, "public/"), ms.Shelf(folder, "private/"), cache)
+    made.set_caches(ms.ImageCache(folder, "public/"), ms.ImageCache(folder, "private/"), cache)
     return made
 
 
@@ -4499,7 +4589,7 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     thumbnails.remove(sha256)
     if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    return Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256)))
+    return Image.open(io.BytesIO(thumbnails.caches[0].read(sha256)))
 
 
 def try_thumbnail(
@@ -4856,7 +4946,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow, name
     secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
     quadrants(pillow).save(tmp_path / name, **secret)
     assert make(thumbnails, tmp_path / name) is not None
-    png = thumbnails.shelves[0].read(SHA)
+    png = thumbnails.caches[0].read(SHA)
     kinds, at = set(), 8
     while at < len(png):
         length, kind = struct.unpack_from(">I4s", png, at)
@@ -5086,6 +5176,22 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     stop_host(thumbnails, host)
 
 
+def test_a_server_with_less_memory_than_a_decoder_may_take_makes_thumbnails(tmp_path, pillow):
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit")
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+    resource.prlimit(host, resource.RLIMIT_AS, (ms.DECODE_MEMORY, ms.DECODE_MEMORY))
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(make, thumbnails, tmp_path / "a.jpg")
+        try:
+            assert made.result(DEADLINE) is not None
+        finally:  # a decoder that ends before it has taken its job would be forked for ever
+            thumbnails.is_over = True
+    stop_host(thumbnails, host)
+
+
 def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
     quadrants(pillow).save(tmp_path / "a.jpg")
 
@@ -5107,7 +5213,7 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
 def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, monkeypatch, pillow):
     go = tmp_path / "go"
 
-    def tell(source, target, job, formats, ffmpeg):
+    def tell(source, target, job, decoders):
         while job.ahead and not go.exists():
             time.sleep(0.01)
         told = b"%d" % os.sched_getscheduler(0)
@@ -5121,7 +5227,7 @@ def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, mon
     def told(*, ahead: bool) -> int:
         thumbnails.remove(SHA)
         assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
-        return int(thumbnails.shelves[0].read(SHA))
+        return int(thumbnails.caches[0].read(SHA))
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(told, ahead=True)
@@ -5146,8 +5252,9 @@ def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     os.kill(host, signal.SIGKILL)
     os.waitpid(host, 0)
-    thumbnails._deaths.clear()
-    wait_until(lambda: thumbnails.available and thumbnails.restarts[0])  # its decoders end first
+    thumbnails._crashes.clear()
+    # Its decoders end first
+    wait_until(lambda: thumbnails.ensure_host() and thumbnails.restarts[0])
     wait_until(lambda: make(thumbnails, tmp_path / "a.jpg"))
     assert thumbnails.restarts[0] == 1
     assert "started again" in capsys.readouterr().err
@@ -5165,7 +5272,7 @@ def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_
             os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
-    assert all(thumbnails.shelves[0].exists(f"{number:064x}") for number in range(3))
+    assert [thumbnails.caches[0].exists(f"{number:064x}") for number in range(3)] == [True] * 3
     stop_host(thumbnails, host)
 
 
@@ -5179,11 +5286,8 @@ def test_a_png_has_all_pixels_of_its_picture(pillow, mode):
 
 
 def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_path, monkeypatch):
-    answers = {
-        (kind, mime): thumbnails.can_make(kind, mime)
-        for kind, mime in (("image", "image/svg+xml"), ("audio", "audio/mpeg"))
-    }
-    assert not any(answers.values())
+    assert not thumbnails.can_make("image", "image/svg+xml")
+    assert not thumbnails.can_make("audio", "audio/mpeg")
     assert thumbnails.can_make("video", "video/mp4") == bool(shutil.which("ffmpeg"))
     monkeypatch.setattr(ms, "find_pillow", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -5191,7 +5295,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
     bare.start()
     assert bare.description.startswith("none; for images install Pillow")
     assert not bare.can_make("image", "image/jpeg")
-    assert not bare.available
+    assert not bare.ensure_host()
 
 
 def test_pillow_is_found_but_not_imported_by_the_server():
@@ -5216,7 +5320,7 @@ def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path
     thumbnails = thumbnails_in(tmp_path)
     fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
     thumbnails.recover()
-    assert not thumbnails.shelves[0].exists(SHA)
+    assert not thumbnails.caches[0].exists(SHA)
     assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
@@ -5394,8 +5498,10 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     is_new = functools.partial(index.files.is_empty, "library")
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
-    shelves = [ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")]
-    thumbnails.place(*shelves, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes))
+    caches = [ms.ImageCache(folder, f".thumbnails/{name}") for name in ("", "private/")]
+    thumbnails.set_caches(
+        *caches, ms.PreviewCache(folder, "previews/", 0, thumbnails.preview_bytes)
+    )
     renditions = ms.Renditions(index, [folder], thumbnails)
     scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
     yield Scanning(index, folder, thumbnails, renditions, scanner, path)
@@ -5505,7 +5611,7 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
         assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
     assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
     assert not list((decoding.path / ".thumbnails").rglob("*.png"))
-    decoding.thumbnails._deaths.clear()
+    decoding.thumbnails._crashes.clear()
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
@@ -5526,7 +5632,7 @@ def test_a_picture_that_cannot_be_read_keeps_no_other_one_from_its_thumbnail(
 def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
-    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_DEATHS)]
+    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_CRASHES)]
     assert outcomes[-2:] == [ms.Outcome.FAILED, ms.Outcome.IMPOSSIBLE]
     assert decoding.states()["a.png"] == 0
 
@@ -5767,9 +5873,27 @@ def test_a_backoff_ends_at_an_hour():
     assert waited[-3:] == [2560, 3600, 3600]
 
 
+@pytest.mark.parametrize(("decoders", "thumbnail"), [("those of today", 0), ("others", None)])
+def test_failed_thumbnails_are_tried_again_once_there_are_other_decoders(
+    settings_of, tmp_path, decoders, thumbnail
+):
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    with ms.opened_app(settings) as app:
+        today, index = app.thumbnails.description, app.index
+        asset = ms.Asset("a" * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
+        index.write(functools.partial(index.files.put, file=file, asset=asset))
+        index.assets.set_thumbnail(asset.sha256, made=False)
+        index.set_meta("decoders", today if decoders == "those of today" else decoders)
+        ms.recover_files(app)
+        assert index.files.get("library", "a.png")[1].thumbnail == thumbnail
+        assert index.get_meta("decoders") == today
+
+
 def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
     file, asset = decoding.index.files.get("library", "a.png")
-    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    decoding.index.assets.set_thumbnail(asset.sha256, made=False)
     assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
     assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
     fill(decoding.path, {"b.png": png(9, 9)})
@@ -5807,10 +5931,10 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
 
     monkeypatch.setattr(scanning.folder, "is_missing", is_missing)
     monkeypatch.setattr(ms, "LOOK_SECONDS", 0.05)
-    assert watcher.look() == ms.Sight(hangs=True)
+    assert watcher.look() == ms.FolderStatus(hangs=True)
     monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
     threading.Timer(0.05, go.set).start()
-    assert watcher.look() == ms.Sight(missing=True)
+    assert watcher.look() == ms.FolderStatus(missing=True)
     assert begun == [True], "both have had the same look"
 
 
@@ -5828,6 +5952,13 @@ def test_a_scan_waits_as_long_as_it_is_told_or_until_it_is_wanted(scanning):
     assert 0.1 <= time.monotonic() - begun < DEADLINE
     scanning.scanner.request()
     scanning.scanner._wait(float("inf"))
+    assert not scanning.scanner._wanted.is_set(), "what is wanted once is done once"
+
+
+def test_thumbnails_that_are_wanted_once_are_made_once(scanning):
+    scanning.renditions.wanted.set()
+    scanning.renditions._wait(float("inf"))
+    assert not scanning.renditions.wanted.is_set()
 
 
 @pytest.mark.parametrize("away", ["folder", "disk below"])
@@ -5843,22 +5974,38 @@ def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away)
     assert time.monotonic() < begun + DEADLINE / 2
 
 
-@pytest.mark.parametrize("seconds", [float("inf"), 0])
-def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
-    index = ms.open_index(tmp_path / "index")
-    thumbnails, pauses = ms.Thumbnails(), list[float]()
-    renditions = ms.Renditions(index, [], thumbnails)
+@pytest.mark.parametrize(
+    ("quiet", "begun", "pauses"),
+    [(0.25, [], [0.25]), (0.25, [0.125], [0.25, 0.125]), (9, [], [2]), (0, [], [])],
+)
+def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, quiet, begun, pauses):
+    """Uploads begin at 100 s, and when so many more have passed."""
+    now, slept = [100.0], list[float]()
+    thumbnails = ms.Thumbnails()
+    renditions, other_worker = (ms.Renditions(None, [], thumbnails) for _ in range(2))
 
     def sleep(pause: float) -> None:
-        pauses.append(pause)
-        thumbnails.is_over = True
+        slept.append(pause)
+        for at in begun[: len(slept)]:
+            thumbnails.upload_at[0] = 100 + at
+        now[0] += pause
 
-    monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
-    monkeypatch.setattr(ms.time, "sleep", sleep)
-    ms.Renditions(index, [], thumbnails).note_upload()  # another worker's
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(ms, "time", clock)
+    monkeypatch.setattr(ms, "QUIET_SECONDS", quiet)
+    other_worker.note_upload()
     renditions._let_uploads_pass()
-    assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
-    index.close()
+    assert slept == pauses
+
+
+def test_what_is_to_be_made_ahead_is_looked_for_when_no_more_uploads_come(monkeypatch):
+    renditions, waited = ms.Renditions(None, [], ms.Thumbnails()), list[bool]()
+    monkeypatch.setattr(
+        renditions, "_let_uploads_pass", lambda: waited.append(renditions.wanted.is_set())
+    )
+    renditions.wanted.set()
+    renditions._wait(ms.math.inf)
+    assert waited == [True]
 
 
 @pytest.mark.parametrize(
@@ -5908,7 +6055,7 @@ def status_of(call: Callable[..., object], *arguments: object) -> int:
 
 
 def headers(**fields: str) -> ms.Headers:
-    return ms.Headers((name.replace("_", "-"), value) for name, value in fields.items())
+    return {name.replace("_", "-"): value for name, value in fields.items()}
 
 
 # -- Heads
@@ -5916,16 +6063,9 @@ def headers(**fields: str) -> ms.Headers:
 
 def test_fields_are_found_by_lower_case_name_and_joined_in_order() -> None:
     fields = ms.parse_fields(b"Accept:a\r\nX-Empty:\r\nACCEPT: \t b \t\r\nName: caf\xc3\xa9")
-    assert fields.get("accept") == "a, b"
-    assert fields.get_all("accept") == ("a", "b")
-    assert fields.get("x-empty", "no") == ""
-    assert fields.get("name") == "caf\xc3\xa9"
-    assert fields.get("missing") is None
-    assert fields.get("missing", "no") == "no"
-    assert "name" in fields and "Name" not in fields
-    assert len(fields.items()) == 4
-    assert fields.items()[0] == ("accept", "a")
-    assert ms.parse_fields(b"").items() == ()
+    assert fields == {"accept": "a, b", "x-empty": "", "name": "caf\xc3\xa9"}
+    assert list(fields) == ["accept", "x-empty", "name"]
+    assert ms.parse_fields(b"") == {}
 
 
 @pytest.mark.parametrize(
@@ -5945,7 +6085,7 @@ def test_a_malformed_field_is_400(block: bytes) -> None:
 
 
 def test_a_hundred_fields_are_taken_and_one_more_is_431() -> None:
-    assert ms.parse_fields(b"\r\n".join([b"A: b"] * 100)).get_all("a") == ("b",) * 100
+    assert ms.parse_fields(b"\r\n".join([b"A: b"] * 100)) == {"a": ", ".join("b" * 100)}
     assert status_of(ms.parse_fields, b"\r\n".join([b"A: b"] * 101)) == 431
 
 
@@ -6161,19 +6301,13 @@ Parts = list[tuple[str, "str | None", bytes]]
 def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
     parser = ms.MultipartParser(boundary)
     parts: Parts = []
-    content: bytearray | None = None
     for piece in pieces:
         for event in parser.feed(memoryview(piece)):
             if isinstance(event, ms.Part):
-                assert content is None
-                part, content = event, bytearray()
-            elif isinstance(event, ms.Data):
-                assert content is not None and len(event.data) > 0
-                content += event.data
+                parts.append((event.name, event.filename, b""))
             else:
-                assert content is not None
-                parts.append((part.name, part.filename, bytes(content)))
-                content = None
+                assert len(event) > 0
+                parts[-1] = (*parts[-1][:2], parts[-1][2] + event)
     parser.finish()
     return parts
 
@@ -6236,7 +6370,7 @@ def test_the_headers_of_a_part_have_a_bound_however_they_come(length: int, behin
 
     pieces, feed = [body[:cut], body[cut:]], ms.MultipartParser(b"b").feed
     if length == ms.MAX_PART_HEADER_BYTES:
-        assert kinds_of(pieces, feed) == [ms.Part, ms.Data]
+        assert kinds_of(pieces, feed) == [ms.Part, memoryview]
     else:
         assert status_of(kinds_of, pieces, feed) == 413
 
@@ -6245,7 +6379,7 @@ def test_only_what_may_begin_a_delimiter_is_held_back() -> None:
     parser = ms.MultipartParser(b"b")
     parser.feed(b"--b\r\n" + DISPOSITION + b"\r\n\r\n")
     for piece, passed in [(b"x\r\n-", [b"x"]), (b"-a\r", [b"\r\n--a"]), (b"\r\n--", [b"\r"])]:
-        assert [event.data for event in parser.feed(piece) if isinstance(event, ms.Data)] == passed
+        assert [bytes(event) for event in parser.feed(piece)] == passed
 
 
 @pytest.mark.parametrize(
@@ -6973,11 +7107,11 @@ class EchoService:
     def __call__(self, head, peer):
         self.accepted.append(head.path)
         if head.path == "/wait":
-            self.going_on.wait(DEADLINE)
+            self.going_on.wait(2 * DEADLINE)  # longer than a client waits
         echo = Echo(head.path)
         if head.path.startswith("/deferred"):
             answer = echo.finish()
-            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(DEADLINE) and answer)
+            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(2 * DEADLINE) and answer)
             if not head.has_body:
                 return deferred
             echo.finish = lambda: deferred
@@ -6986,7 +7120,7 @@ class EchoService:
         if head.path == "/file":
             source = io.FileIO(self.path)
             body = [ms.FileSlice(source, 0, self.size)]
-            return ms.Response(200, {}, body, length=self.size, resource=source)
+            return ms.Response(200, {}, body, source)
         return echo if head.has_body else echo.finish()
 
     def inline(self, head, turn):
@@ -7019,7 +7153,7 @@ def close_bare(server: ms.Server) -> None:
 def bare_server(monkeypatch):
     """A patient Server in this process, around an EchoService."""
     set_patience(monkeypatch, DEADLINE)
-    for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
+    for name, value in {"MAX_IN_FLIGHT": 2, "LAST_REQUEST_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.socket.getsockname()[1]
@@ -7184,6 +7318,16 @@ def test_a_request_that_is_worked_on_has_no_deadline(bare_server):
         assert raw.answer().status == 200
 
 
+def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(get_line("/a"))
+        assert other.answer().body == b"/a"
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
@@ -7327,7 +7471,7 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
-    assert len(app.hot) * 60_000 < ms.HOT_BYTES
+    assert ms.HOT_BYTES / 2 < len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
     hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
     ms.App.remember(app, f"/{999:060000}", hot)
@@ -7396,7 +7540,7 @@ def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeyp
     workers, others = ms.Workers("test", 1), ms.Workers("others", 1)
     begun, go_on, second, third = (threading.Event() for _ in range(4))
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
-    workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
+    workers.submit(lambda: begun.set() or go_on.wait(2 * DEADLINE))
     assert begun.wait(DEADLINE)
     workers.submit(second.set)
     workers.relieve(others)
@@ -7492,7 +7636,9 @@ def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
-    bare_server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
+    unread = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+    assert bare_server.socket.getsockopt(*unread) == ms.UNREAD_SECONDS * 1000
+    bare_server.socket.setsockopt(*unread, 300)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
         raw._more()
@@ -7547,14 +7693,14 @@ def test_workers_know_what_any_of_them_took_in(start):
     running = start("--workers", "3")
     running.scanned()
     contents = [png() for _ in range(12)]
-    made = together(12, lambda i: running.upload(contents[i]).json)
+    made = together(12, lambda i: running.upload(contents[i]))
+    assert [answer.body for answer in made if answer.status != 201] == []
+    paths = [f"/media/{answer.json['filename']}" for answer in made]
     for _ in range(4):
-        for value, content in zip(made, contents, strict=True):
-            assert running.get(f"/media/{value['filename']}").body == content
+        assert [running.get(path).body for path in paths] == contents
     assert running.get("/media").json["count"] == 12
-    gone = f"/media/{made[0]['filename']}"
-    assert running.request("DELETE", gone, headers=OWNER).status == 200
-    assert {running.get(gone).status for _ in range(8)} == {404}
+    assert running.request("DELETE", paths[0], headers=OWNER).status == 200
+    assert {running.get(paths[0]).status for _ in range(8)} == {404}
     late = png()
     fill(running.storage, {"late.png": late})
     running.rescan()
@@ -7757,12 +7903,11 @@ def test_a_start_with_a_new_index_removes_no_file_of_which_a_crash_left_a_name(s
 
 def with_large_index(running: Server, rows: int) -> Path:
     """Give an index so many rows that no check at start and no cache holds it whole."""
-    index = running.data / "index.sqlite3"
-    with contextlib.closing(sqlite3.connect(index)) as db, db:
+    with running.index() as db:
         values = ((b"%032x" % number, "0" * 64) for number in range(rows))
         db.execute(f"INSERT INTO asset (sha256, size) VALUES ('{'0' * 64}', 1)")
         db.executemany("INSERT INTO file VALUES ('users', ?, ?, 1, 1, 1, 1)", values)
-    return index
+    return running.data / "index.sqlite3"
 
 
 def overwrite_pages(index: Path, every: int) -> None:
@@ -7849,15 +7994,15 @@ def test_a_wal_that_its_processes_left_to_each_other_is_folded_in(tmp_path):
         for part in tmp_path.glob("index*"):
             shutil.copy(part, left)
     assert (left / "index-wal").stat().st_size
-    ms.fold_wal_in(left / "index")
+    ms.checkpoint_index(left / "index")
     assert not (left / "index-wal").exists()
     with contextlib.closing(ms.Index(left / "index", query_only=True)) as index:
         assert index.get_meta("key") == "value"
-    ms.fold_wal_in(tmp_path / "none" / "index")  # as after a disk that went
+    ms.checkpoint_index(tmp_path / "none" / "index")  # as after a disk that went
 
 
 def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
         facts = ms.Facts("image", "image/png", "png")
         asset = ms.Asset("0" * 64, 1, facts)
         own = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
@@ -7871,8 +8016,8 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
         assert changes(lambda db: index.files.put(db, own, asset))
         assert changes(lambda db: index.files.put(db, own._replace(mtime_ns=9), asset))
         assert not changes(lambda db: index.files.put(db, own._replace(root="images"), asset))
-        index.failures.begin("attempt", {"name": 5}, 0.0)
-        index.assets.set_thumbnail(asset.sha256, True)
+        index.login_failures.begin("attempt", {"name": 5}, 0.0)
+        index.assets.set_thumbnail(asset.sha256, made=True)
         assert not changes(lambda db: index.users.add(db, an_account(), 0.0))
         assert changes(lambda db: index.files.remove(db, "library", own.path))
 
@@ -7880,7 +8025,7 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
 def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_path):
     made = Counter()
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
         listing = ms.Listing(tmp_path)
 
         def ask(key: str) -> None:
@@ -7907,8 +8052,8 @@ def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_
 
 
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
-    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
-        failures, limits, later, now = index.failures, {"name": 2}, 2e9, 1e9
+    with contextlib.closing(ms.apply_migrations(ms.Index(tmp_path / "index"))) as index:
+        failures, limits, later, now = index.login_failures, {"name": 2}, 2e9, 1e9
         for number in range(2):
             assert failures.begin(f"{number}", limits, later)
             failures.end(f"{number}", None)
@@ -8200,7 +8345,7 @@ def test_what_is_refused_is_told_what_to_do(server, method, path, kind, body, st
         raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode() + (body or b""))
         answer = raw.answer()
     assert answer.status == status
-    assert all(word in answer.json["detail"] for word in words), answer.json
+    assert [word for word in words if word not in answer.json["detail"]] == [], answer.json
 
 
 @pytest.mark.parametrize(
@@ -8517,8 +8662,7 @@ def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
     image = running.upload(png()).json
     tag = f'"{image["sha256"]}"'
     things = {f"/media/{image['filename']}": ["DELETE"]}
-    body, content_type = form(None, b"", is_collection="true")
-    made = running.request("POST", "/entity/", body, {"Content-Type": content_type}).json
+    made = running.send_file("POST", "/entity/", b"", None, is_collection="true").json
     things[f"/entity/{made['id']}"] = ["PUT", "PATCH", "DELETE"]
     for path in ("/api/media/media/", "/api/media/collections/"):
         _, made = running.call("POST", path, {"name": "a", "type": "image"})
@@ -8678,6 +8822,17 @@ def test_conditions_are_kept_as_rfc_9110_says(server, served, status, headers):
         assert answer.headers["Content-Type"] is None
 
 
+def test_no_file_was_modified_after_its_answer_was_sent(start, tmp_path, pillow):
+    content = png()
+    fill(tmp_path / "pictures", {"future.png": content})
+    os.utime(tmp_path / "pictures" / "future.png", (4e9, 4e9))
+    running = start()
+    running.scanned()
+    for path in ("image", "thumbnail"):
+        headers = running.get(f"/{path}/{sha256(content)}").headers
+        assert ms.parse_date(headers["Last-Modified"]) <= ms.parse_date(headers["Date"])
+
+
 @pytest.mark.parametrize("path", ["NAME", "/image/HASH", "/media", "/list", "/health", "/"])
 def test_head_says_what_get_says_without_the_body(server, served, path):
     path = path.replace("NAME", served[0]).replace("HASH", sha256(served[1]))
@@ -8802,8 +8957,7 @@ def test_an_edit_that_keeps_size_and_time_is_found_by_ctime(start, tmp_path):
 def test_what_was_uploaded_is_not_read_again(start):
     running = start()
     name = running.upload(png()).json["filename"]
-    index = running.data / "index.sqlite3"
-    with contextlib.closing(sqlite3.connect(index)) as db:
+    with running.index() as db:
         ctime = db.execute("SELECT ctime FROM file").fetchone()[0]
     assert ctime == (running.storage / "media" / name).stat().st_ctime
 
@@ -8890,7 +9044,7 @@ def test_a_folder_of_the_servers_own_that_is_gone_is_degraded_until_it_is_back(s
     assert health["problems"] == [f"Folders of the server that are not there: {name}."]
     assert not folder.exists()
     away.rename(folder)
-    assert running.get("/health").json["status"] == "ok"
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
 
 
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
@@ -8899,7 +9053,8 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
     fill(storage, {"a.png": content})
     data = {"database_dir": str(tmp_path / "data")}
     running = start(**data)
-    assert running.scanned()["status"] == "ok"
+    running.scanned()
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     running.stop()
     shutil.rmtree(storage)
     storage.mkdir()
@@ -8915,7 +9070,8 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
     assert not storage.exists()
     fill(aside, {"a.png": content})
     aside.rename(storage)
-    assert running.rescan()["status"] == "ok"
+    running.rescan()
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     assert running.get(f"/image/{sha256(content)}").body == content
 
 
@@ -8934,7 +9090,7 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     assert running.get("/health").json["status"] == "degraded"
     (tmp_path / "away").rename(running.storage)
     assert running.upload(png()).status == 201
-    assert running.get("/health").json["status"] == "ok"
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     assert running.get(kept).status == 200
     assert running.request("DELETE", kept, headers=OWNER).status == 200
 
@@ -9022,7 +9178,7 @@ def test_a_disk_that_hangs_holds_up_neither_health_nor_accounts(start, tmp_path)
     running = start(database_dir=str(tmp_path / "data"))
     sha256 = running.upload(png()).json["sha256"]
     upload = b"".join(upload_request(png()))
-    assert running.get("/health").json["status"] == "ok"
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     with contextlib.ExitStack() as stack:
         stack.enter_context(hanging(running.storage))
         for number in range(120):
@@ -9079,10 +9235,9 @@ def send_everywhere(running: Server, content: bytes, user: Mapping[str, str]) ->
     """The statuses of one file's upload to every family."""
     found = set()
     for method, path, field in UPLOADS:
-        body, content_type = form("a.png", content, field, name="a")
-        owner = user if path == "/api/media/media/" else OWNER
-        headers = {**owner, "Content-Type": content_type}
-        found.add(running.request(method, path, body, headers).status)
+        who = user if path == MEDIA else OWNER
+        sent = running.send_file(method, path, content, field=field, headers=who, name="a")
+        found.add(sent.status)
     return found
 
 
@@ -9261,9 +9416,10 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
 
     def upload(way: tuple[str, str, str]) -> str | None:
         (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
-        body, content_type = form(name, content, field, name="a")
-        headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
-        answer = running.request(method, path.replace("a.png", name), body, headers)
+        who = user.headers if path == MEDIA else OWNER
+        path_now = path.replace("a.png", name)
+        texts = {"field": field, "name": "a"}
+        answer = running.send_file(method, path_now, content, name, who, **texts)
         if answer.status != 201:
             assert answer.status in faults.answered, answer.body
             refused.add(answer.status)
@@ -9401,7 +9557,7 @@ def test_a_power_cut_loses_no_answered_upload_that_the_index_has_lost(start):
     running.kill()
     stored = running.storage / "media" / filename
     os.link(stored, running.storage / ".incoming" / ("ab" * 16))
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db, db:
+    with running.index() as db:
         db.execute("DELETE FROM file")
     running = start()
     running.scanned()
@@ -9447,7 +9603,8 @@ def test_one_bad_file_or_folder_costs_only_itself(start, tmp_path):
         file.write(deep)
     os.close(descriptor)
     running = start()
-    assert running.scanned()["status"] == "ok"
+    running.scanned()
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
     assert len(running.listed()) == 5
     assert running.get(f"/image/{sha256(deep)}").body == deep
     assert "stopped" not in running.log
@@ -9559,8 +9716,7 @@ def test_a_size_that_no_preview_has_is_400(server, turned, query):
 def test_a_preview_is_public_where_everyone_may_read_the_file(server):
     need("PIL")
     entity, private = png_of(907), png_of(908)
-    body, content_type = form("a.png", entity, "image")
-    made = server.request("POST", "/entity/", body, {**OWNER, "Content-Type": content_type})
+    made = server.send_file("POST", "/entity/", entity, field="image")
     stored = server.store(private, f"{unique().decode()}.png")
     assert (made.status, stored.status) == (201, 201)
     shown = [server.get(f"/preview/{sha256(content)}?size=320", **READER)
@@ -9648,8 +9804,7 @@ def test_a_content_that_was_changed_on_disk_is_not_stored(start, tmp_path):
 def test_what_is_no_list_of_hashes_is_refused(server, body, status):
     headers = {"Content-Type": "application/json"}
     answer = server.request("POST", "/exists", body, headers)
-    assert answer.status == status, answer.body
-    assert status == 200 or answer.json["detail"]
+    assert (answer.status, [*answer.json]) == (status, ["stored" if status == 200 else "detail"])
 
 
 def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
@@ -10171,9 +10326,10 @@ class User:
         path: str = MEDIA,
         **texts: object,
     ) -> tuple[int, Any]:
-        body, content_type = form(filename, content, **{"name": "a picture", **texts})
-        headers = {**self.headers, "Content-Type": content_type}
-        answer = self.server.request(method, path, body, headers)
+        texts = {"name": "a picture", **texts}
+        answer = self.server.send_file(
+            method, path, content, filename, headers=self.headers, **texts
+        )
         return answer.status, answer.json
 
     def record(self, **fields: Any) -> Any:
@@ -10379,10 +10535,9 @@ def test_a_new_account_gets_no_id_under_which_another_programs_user_has_records(
 
 def age_session(server: Server, refresh: str, seconds: float) -> None:
     """Have a session's last refresh lie so much longer ago."""
-    with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3", timeout=30)) as db:
+    with server.index() as db:
         sql = "UPDATE session SET rotated_at = rotated_at - ? WHERE id = ?"
         assert db.execute(sql, (seconds, claims_of(refresh)["session"])).rowcount == 1
-        db.commit()
 
 
 def test_a_spent_refresh_token_gives_its_successor_again_for_ten_seconds(server, jane):
@@ -10974,9 +11129,8 @@ def test_records_are_given_to_nobody_who_may_be_another(start, tmp_path):
     running, source = start(), tmp_path / "media_handler"
     media_handler(source, "databases")
     (source / "auth_server/db.sqlite3").unlink()
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+    with running.index() as db:
         db.execute("INSERT INTO sqlite_sequence VALUES ('user', 6)")
-        db.commit()
     assert User(running).id == 7
     run = owner_says(running, "import", source)
     outcomes = [line.split("\t")[0] for line in run.stdout.splitlines()]
@@ -11284,7 +11438,7 @@ def test_a_list_is_paged_as_in_django_and_its_links_work(django):
         page = django.call("GET", local(page["next"]))[1]
     assert names == [f"n{number}" for number in reversed(range(13))]
     assert urls[0].startswith(f"{django.server.url}{MEDIA}?")
-    assert all(part in urls[0] for part in ("search=a", "type=image", "page_size=5"))
+    assert {"search=a", "type=image", "page_size=5"} <= {*urlsplit(urls[0]).query.split("&")}
     while page["previous"]:
         page = django.call("GET", local(page["previous"]))[1]
     assert [item["name"] for item in page["results"]] == names[:5]
@@ -11668,13 +11822,12 @@ def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
     shelf, record = user.call("POST", SHELVES, {"name": "s"})[1]["id"], user.record(name="n")
     assert user.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf})[0] == 200
     count = 8_000
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3", timeout=30)) as db:
+    with running.index() as db:
         columns = [row[1] for row in db.execute("PRAGMA table_info(media)")]
         values = ", ".join({"id": "hex(randomblob(16))"}.get(name, name) for name in columns)
         numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
         into = f"INSERT INTO media ({', '.join(columns)})"
         db.execute(f"{numbers} {into} SELECT {values} FROM media, n", (count,))
-        db.commit()
     own = f"{SHELVES}{shelf}/"
     before = memory(running.process.pid, "VmHWM")
     status, value = user.call("GET", own)
@@ -11738,12 +11891,12 @@ class Entities:
         self, method: str, path: str, image: bytes | None = None, expect: int = 0, **texts: object
     ) -> Any:
         """Send a form, or JSON for PATCH."""
+        path = f"/entity/{path}"
         if method == "PATCH":
-            body, content_type = json.dumps(texts).encode(), "application/json"
+            headers = {**OWNER, "Content-Type": "application/json"}
+            answer = self.server.request(method, path, json.dumps(texts), headers)
         else:
-            body, content_type = form("a.png", image, "image", **texts)
-        headers = {**OWNER, "Content-Type": content_type}
-        answer = self.server.request(method, f"/entity/{path}", body, headers)
+            answer = self.server.send_file(method, path, image, field="image", **texts)
         assert answer.status == (expect or (201 if method == "POST" else 200)), answer.body
         return answer.json
 
@@ -11961,11 +12114,14 @@ def test_other_facts_of_a_content_are_those_of_its_entities_and_their_versions(e
 
         set_facts(facts._replace(mime_type="image/changed", extension="changed"))
         filters = {"mime_type": "image/changed", "extension": "changed"}
-        pages = [index.entities.page(version, filters, "", 10, 0) for version in (None, 1, 2)]
+        pages = [
+            index.entities.page(version, filters, "", limit=10, offset=0)
+            for version in (None, 1, 2)
+        ]
         assert [([key for key, _ in chosen], count) for chosen, count in pages] == [
             ([item["id"]], 1)] * 3  # fmt: skip
         set_facts(facts)
-        assert index.entities.page(None, filters, "", 10, 0) == ([], 0)
+        assert index.entities.page(None, filters, "", limit=10, offset=0) == ([], 0)
 
 
 def test_the_same_content_is_a_conflict_that_names_md5_and_entity(entities):
@@ -12019,9 +12175,8 @@ def test_one_content_at_once_makes_one_entity_and_one_file(start):
     entities, image = Entities(start("--workers", "2")), png()
 
     def send(number: int, method: str = "POST", key: object = "") -> int:
-        body, content_type = form("a.png", image, "image", label=number)
-        headers = {**OWNER, "Content-Type": content_type}
-        return entities.server.request(method, f"/entity/{key}", body, headers).status
+        path, texts = f"/entity/{key}", {"field": "image", "label": number}
+        return entities.server.send_file(method, path, image, **texts).status
 
     assert sorted(together(20, send)) == [201] + [409] * 19
     (item,) = entities.listed()["items"]
@@ -12615,7 +12770,7 @@ def begin(
 @pytest.mark.parametrize("family", ["media", "library", "images", "accounts", "entities"])
 def test_every_family_takes_a_file_in_parts_as_it_takes_a_whole_one(server, jane, family):
     fields = {"name": "a picture", "label": "x"}  # each family takes its own
-    name, who = ("image", "file")[family != "entities"], OWNER
+    name, who = "image" if family == "entities" else "file", OWNER
     method, path = {
         "media": ("POST", "/upload"), "library": ("PUT", f"/image/{unique().decode()}.png"),
         "images": ("POST", "/upload-image"), "accounts": ("POST", MEDIA),
@@ -12623,8 +12778,8 @@ def test_every_family_takes_a_file_in_parts_as_it_takes_a_whole_one(server, jane
     }[family]  # fmt: skip
     if family == "accounts":
         who = jane.headers
-    body, content_type = form(f"{unique().decode()}.png", png(), name, **fields)
-    whole = server.request(method, path, body, {**who, "Content-Type": content_type})
+    filename = f"{unique().decode()}.png"
+    whole = server.send_file(method, path, png(), filename, who, field=name, **fields)
     assert whole.status == 201
     content = png(padding=5000)
     upload = begin(server, len(content), family, headers=who)
@@ -12826,7 +12981,7 @@ def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path)
     transfer.feed(memoryview(bytes(300)))
     transfer.pause()  # what has come is not much, and so not saved yet
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(uploads.at_rest, begun)
+        asking = pool.submit(uploads.wait_until_saved, begun)
         transfer.discard()
         assert asking.result().received == 300
     index.close()
@@ -13082,7 +13237,7 @@ def test_expired_uploads_leave_nothing(start):
     running.stop()
     start()
     assert not left_arriving(running.storage)
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+    with running.index() as db:
         assert db.execute("SELECT count(*) FROM upload").fetchone() == (0,)
 
 
@@ -13415,7 +13570,7 @@ def test_an_ended_link_is_not_answered_from_memory(server):
 def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     made = share(wedding, kind="folder", target="a", password="guests")
     assert (made["has_password"], "guests" in str(made)) == (True, False)
-    with contextlib.closing(sqlite3.connect(wedding.data / "index.sqlite3")) as db:
+    with wedding.index() as db:
         (kept,) = db.execute("SELECT password FROM share WHERE id = ?", (made["id"],)).fetchone()
     assert ms.verify_password("guests", kept) and kept.startswith("scrypt$")
     path, content = local(made["url"]), (wedding.storage / "a/1.png").read_bytes()
@@ -13462,7 +13617,7 @@ def test_who_guesses_a_link_s_password_is_shut_out_and_nobody_else_unless_many_d
 
     def fail(key: str, times: int) -> None:
         rows = [(sha256(key.encode()), time.time(), str(n), 1) for n in range(times)]
-        with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db, db:
+        with server.index() as db:
             db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, ?)", rows)
 
     guesser, guest = (f"2001:db8:{next(SERIAL) % 65535 + 1:x}::1" for _ in range(2))
@@ -13881,8 +14036,7 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
         ask(headers, kind="file", target=sha256(target))
         for headers, target in ((WRITER, private), (mine, content), (OWNER, png_of(9999)))
     ] == [404, 403, 404]
-    body, kind = form("a.png", owned, name="a.png")
-    record = running.request("POST", MEDIA, body, {"Content-Type": kind, **mine}).json
+    record = running.send_file("POST", MEDIA, owned, headers=mine, name="a.png").json
     shelf = running.call("POST", SHELVES, {"name": "s"}, mine)[1]
     of_record = share(running, mine, kind="media", target=record["id"])
     of_shelf = share(running, mine, kind="collection", target=shelf["id"])
@@ -13898,10 +14052,8 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
         of_shelf["id"], of_record["id"],
     ]  # fmt: skip
-    body, kind = form(None, None, is_collection="true")
-    group = running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER}).json
-    body, kind = form("b.png", png_of(604), "image", parent_id=group["id"])
-    running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER})
+    group = Entities(running).collection()
+    Entities(running).create(png_of(604), parent_id=group["id"])
     of_group = share(running, kind="entity", target=group["id"])
     assert [file["size"] for file in shared(running, of_group)] == [604]
 
@@ -13954,10 +14106,8 @@ def shareable(server: Server, headers: Mapping[str, str], kind: str) -> tuple[st
         return str(group), ""
     shelf = server.call("POST", SHELVES, {"name": place}, headers)[1]["id"]
     texts = {"collection": shelf} if kind == "collection" else {}
-    body, content_type = form("a.png", content, name="a", **texts)
-    headers = {**headers, "Content-Type": content_type}
-    record = server.request("POST", MEDIA, body, headers).json["id"]
-    return (shelf if kind == "collection" else record), ""
+    record = server.send_file("POST", MEDIA, content, headers=headers, name="a", **texts).json
+    return (shelf if kind == "collection" else record["id"]), ""
 
 
 @pytest.mark.parametrize("lost", ["write", "read", "account"])
@@ -13979,9 +14129,8 @@ def test_a_link_ends_with_its_maker_s_account_and_rests_while_he_may_not_read(cl
     """So it does with what a record's URL is signed for: a disabled account's is over."""
     user, headers, _ = member(closed)
     made = share(closed, headers, kind="file", target=shareable(closed, headers, "file")[0])
-    body, content_type = form("a.png", png(), name="a")
-    headers = {**headers, "Content-Type": content_type}
-    signed = local(closed.request("POST", MEDIA, body, headers).json["file"])
+    record = closed.send_file("POST", MEDIA, png(), headers=headers, name="a").json
+    signed = local(record["file"])
     permissions = (ms.READ_PERMISSION, ms.WRITE_PERMISSION)
     before, after = {
         "disable": (("disable",), ("enable",)), "passwd": (("passwd",), ("passwd",)),
@@ -14147,7 +14296,7 @@ def test_public_uploads_are_in_a_bucket_and_the_rest_of_the_library_is_on_disk(s
     assert again.request("DELETE", f"{path}?token={upload_token()}").status == 200
     assert again.get(path).status == 404
     assert len(store.names()) == 1
-    assert not any((again.storage / ".incoming").iterdir())
+    assert not left_arriving(again.storage)
 
 
 def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored):
@@ -14163,8 +14312,8 @@ def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored
     words = ["verify", "--json", "--storage_dir", server.storage]
     ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
     assert ended.returncode == 1
-    assert any(f"{store.prefix}public" in each for each in json.loads(ended.stdout)["unreadable"])
-    store.start()
+    unreadable = json.loads(ended.stdout)["unreadable"]
+    assert [each for each in unreadable if f"{store.prefix}public" in each] != []
 
 
 def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
@@ -14521,7 +14670,7 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, reade
     assert reading.request("OPTIONS", "/upload-image").status == 204
     open_session(reading)
     assert reading.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
-    assert f"reading only ({server.url} writes)" in reading.log
+    wait_until(lambda: f"reading only ({server.url} writes)" in reading.log)
     assert "scanning" not in reading.log
     assert "upload a picture" not in reading.log
 
@@ -14781,8 +14930,7 @@ def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
 
 
 def test_health_says_how_the_server_is(server):
-    value = server.get("/health").json
-    assert value["status"] == "ok"
+    value = wait_until(lambda: (now := server.get("/health").json)["status"] == "ok" and now)
     assert value["gateway"] is True
     assert value["version"] == ms.__version__
     assert 0 <= value["uptime"] < 3600
@@ -14816,8 +14964,8 @@ def test_the_gallery_can_be_installed(server):
         answer = server.get(f"/{place}")
         assert answer.headers["Content-Type"] == mime_type
         facts = ms.probe(io.BytesIO(answer.body))
-        assert facts.mime_type == mime_type
-        assert mime_type != "image/png" or sizes == f"{facts.width}x{facts.height}"
+        size = "any" if "svg" in mime_type else f"{facts.width}x{facts.height}"
+        assert (facts.mime_type, size) == (mime_type, sizes)
 
 
 def operations_of(document: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -14837,7 +14985,7 @@ def test_the_openapi_document_is_valid_and_has_every_route(server):
     names = [operation["operationId"] for operation in operations]
     assert len(set(names)) == len(names)
     assert not [name for name in names if re.match(r"(get|post|put|patch|delete)_\1|<", name)]
-    assert all(operation["summary"] for operation in operations)
+    assert [each for each in operations if not each["summary"]] == []
 
 
 def test_the_openapi_documents_examples_are_what_its_schemas_take(server):
@@ -15100,7 +15248,9 @@ def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, 
 
 
 def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
-    assert "key=" not in start().log
+    running = start()
+    wait_until(lambda: "upload a picture" in running.log)
+    assert "key=" not in running.log
     terminal, own = os.openpty()
     command = [sys.executable, BYTECODE, "--storage_dir", tmp_path / "album", "--port", "0"]
     environment = {**BARE_ENVIRONMENT, **SECRETS}
@@ -15717,7 +15867,7 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
     browser.see("document.querySelectorAll('.tile').length === 3")
     stored = [file.read_bytes() for file in user.files()]
     assert sorted(stored) == sorted([large, recording, fresh])
-    with contextlib.closing(sqlite3.connect(server.data / "index.sqlite3")) as db:
+    with server.index() as db:
         told = "".join(text for (text,) in db.execute("SELECT metadata FROM upload"))
     parts = [base64.b64encode(name).decode() in told for name in (b"new.png", b"a.wav")]
     assert parts == [True, False], "what is small is sent at once"
@@ -16485,9 +16635,9 @@ def filled(start) -> Server:
     words = {"email": EMAIL, "password": "12345678"}
     status, user = running.call("POST", REGISTER, words)
     assert status == 201
-    body, content_type = form("own.png", png(), name="own")
-    headers = {**bearer(user_id=user["id"]), "Content-Type": content_type}
-    assert running.request("POST", MEDIA, body, headers).status == 201
+    headers = bearer(user_id=user["id"])
+    made = running.send_file("POST", MEDIA, png(), "own.png", headers=headers, name="own")
+    assert made.status == 201
     return running
 
 
@@ -16666,7 +16816,7 @@ def test_a_backup_has_the_good_copy_of_what_rots_and_the_new_one_of_what_is_edit
     good = (filled.storage / "2025/same.png").read_bytes()
     edited.write_bytes(png(8, 8))
     rot(scanned)
-    with contextlib.closing(sqlite3.connect(filled.data / "index.sqlite3")) as index, index:
+    with filled.index() as index:
         values = (scanned.stat().st_ctime, "2024/scanned é.png".encode())  # rot changes no ctime
         index.execute("UPDATE file SET ctime = ? WHERE path = ?", values)
     second = make_backup(filled, place)
@@ -16960,7 +17110,7 @@ def test_the_trash_empties_itself_after_trash_days(start):
         assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
         entities.patch(item["id"], is_deleted=True)
     running.stop()
-    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as index, index:
+    with running.index() as index:
         ago = time.time() - 3 * 86400
         index.execute("UPDATE media SET updated_at = ? WHERE id = ?", (ago, records[0]["id"]))
         sql = "UPDATE entity_version SET updated = ? WHERE id = ?"
@@ -17236,7 +17386,7 @@ def test_uploads_reach_the_server_while_they_are_sent(behind):
 
 def test_many_logins_are_429_and_many_reads_are_not(behind):
     site = behind.site
-    assert 429 in {site.request("POST", LOGIN, b"{}").status for _ in range(45)}
+    wait_until(lambda: site.request("POST", LOGIN, b"{}").status == 429)
     assert {site.get("/health").status for _ in range(50)} == {200}
     assert 429 not in {site.get("/api/auth/profile/").status for _ in range(50)}
 
@@ -17262,7 +17412,8 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.gallery_page("en").policy]
+    policy = ms.gallery_page("en").headers["Content-Security-Policy"]
+    assert answer.headers.get_all("Content-Security-Policy") == [policy]
     counts = Counter(answer.headers.keys())
     names = ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy")
     assert [counts[name] for name in names] == [1, 1, 1]
@@ -17408,10 +17559,9 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
                 assert way.get(target, **fields).status == (502 if way is site else 301)
             assert way.get(f"/?token={secret}", Host="evil.example").status == 421
-        login = f"/api/auth/login/?token={secret}"
-        assert 429 in {site.request("POST", login).status for _ in range(45)}
-        log = tmp_path / "access.log"
-        wait_until(lambda: log.read_text().count("\n") == 61, "the last lines of the log")
+        log, login = tmp_path / "access.log", f"/api/auth/login/?token={secret}"
+        wait_until(lambda: site.request("POST", login).status == 429)
+        wait_until(lambda: 'HTTP/1.1" 429 ' in log.read_text(), "the last line of the log")
     assert re.search(r'"GET /upload HTTP/1.1" 502 \d+ "https://.*/gallery" "', log.read_text())
     hidden = {*re.findall(r'"GET /(\w+)/- HTTP/1.1"', log.read_text())}
     assert hidden == {"s", "files", "shares"}
@@ -17456,9 +17606,16 @@ def test_thirty_requests_at_a_time_pass_and_three_hundred_that_are_held_do_not(
 )  # fmt: skip
 def test_an_ipv6_client_counts_by_its_64(tmp_path, certificate, limited, client):
     with before_a_listener(tmp_path, certificate) as (site, _):
-        sources = [{AS_CLIENT: client.format(number + 1)} for number in range(40)]
-        statuses = {site.request("POST", LOGIN, b"{}", source).status for source in sources}
-    assert statuses == ({204, 429} if limited else {204})
+        numbers = itertools.cycle(range(1, 251))
+
+        def ask() -> int:
+            source = {AS_CLIENT: client.format(next(numbers))}
+            return site.request("POST", LOGIN, b"{}", source).status
+
+        if limited:
+            wait_until(lambda: ask() == 429)
+        else:
+            assert {ask() for _ in range(40)} == {204}
 
 
 # -- systemd
@@ -17803,7 +17960,7 @@ def test_a_site_that_nginx_refuses_is_rolled_back_and_one_changed_by_hand_stays(
     machine.broken.touch()
     machine.setup("--domain", "other.example.org", status=1)
     assert machine.site.read_text() == before
-    assert not any("nginx" in call for call in machine.called() if "systemctl" in call)
+    assert [call for call in machine.called() if re.search("systemctl.*nginx", call)] == []
     machine.broken.unlink()
     machine.site.write_text(before + "# mine\n")
     assert "changed by hand" in machine.setup("--port", "9000")
@@ -18528,7 +18685,7 @@ def readme() -> str:
     return (HERE / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in ms.Settings.table()])
+@pytest.mark.parametrize("name", ms.SETTINGS)
 def test_every_setting_is_in_the_readme(readme, name):
     assert re.search(rf"`({name.upper()}|--{name})`", readme)
 
@@ -18548,7 +18705,7 @@ def test_every_command_is_in_the_readme(readme, name):
 def test_the_example_of_a_dotenv_names_real_settings_with_values_that_parse():
     text = (HERE / ".env.example").read_text("utf-8")
     named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
-    table = {name.upper(): how for name, _, how in ms.Settings.table()}
+    table = {name.upper(): how for name, how in ms.SETTINGS.items()}
     assert named
     assert {name for name in named if not table[name].environment} == set()
     assert named >= {"MEDIA_SERVER_SECRET", "AUTH_TOKEN", "STORAGE_DIR"}

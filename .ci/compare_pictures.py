@@ -161,7 +161,9 @@ def thumbnails_of(paths: list[Path], folder: Path) -> list[Image.Image | None]:
     thumbnails = ms.Thumbnails()
     place = ms.Folder("data", folder, make=True, buffers=ms.WriteBuffers())
     previews = ms.PreviewCache(place, "previews/", 0, thumbnails.preview_bytes)
-    thumbnails.place(ms.Shelf(place, "public/"), ms.Shelf(place, "private/"), previews)
+    thumbnails.set_caches(
+        ms.ImageCache(place, "public/"), ms.ImageCache(place, "private/"), previews
+    )
     thumbnails.start()
     made: list[Image.Image | None] = []
     for path in paths:
@@ -172,7 +174,7 @@ def thumbnails_of(paths: list[Path], folder: Path) -> list[Image.Image | None]:
             file = ms.File("library", path.name, sha256, *status, 0)
             asset = ms.Asset(sha256, file.size, ms.probe(source))
         found = thumbnails.make(lies_in, file, asset) is ms.Outcome.MADE
-        made.append(Image.open(io.BytesIO(thumbnails.shelves[0].read(sha256))) if found else None)
+        made.append(Image.open(io.BytesIO(thumbnails.caches[0].read(sha256))) if found else None)
     return made
 
 
