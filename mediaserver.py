@@ -10042,6 +10042,7 @@ class Buffers(threading.local):
 class State(enum.IntEnum):
     """Where a connection is; see WAITS."""
 
+    NEW = enum.auto()  # nothing was read, and the selector does not wait for it yet
     IDLE = enum.auto()  # no request has begun
     HEAD = enum.auto()  # some of a head is here
     BODY = enum.auto()  # the head is accepted, some of the body is not here
@@ -10051,7 +10052,7 @@ class State(enum.IntEnum):
     CLOSED = enum.auto()
 
 
-IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+NEW, IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
@@ -10086,7 +10087,7 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = IDLE
+        self.state = NEW
         self.event = 0  # that the selector waits for
         self.deadline = 0.0  # of the state; this and the others are monotonic seconds
         self.due = self.latest = 0.0  # when more of a head or body must be here, and all of a head
@@ -10783,10 +10784,10 @@ class Server(ThreadingHTTPServer):
             self.runner.step(Connection(sock, address[0], self), self._welcome)
 
     def _welcome(self, connection: Connection) -> State | None:
-        """Wait for a request on a new connection; 503 where there is no room."""
+        """Take the request on a new connection, or wait for it; 503 where there is no room."""
         connections = self.connections
         if connections.descriptors < connections.most_descriptors or connections.make_room():
-            return HEAD
+            return self._on_ready(connection) or HEAD  # it is here already, as a rule
         connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
         return self.runner.proceed(connection)
 

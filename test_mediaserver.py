@@ -7539,6 +7539,29 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     assert app.hot_bytes == before
 
 
+def test_a_connection_whose_request_was_there_before_it_was_taken_in_is_kept(
+    bare_server, monkeypatch
+):
+    begun, going_on = threading.Event(), threading.Event()
+
+    def inline(head: ms.RequestHead, turn: int) -> ms.Response:
+        begun.set()
+        assert head.path != "/wait" or going_on.wait(DEADLINE)
+        return ms.Response()
+
+    monkeypatch.setattr(bare_server.service, "inline", inline)
+    with Raw(bare_server) as other:
+        other.send(get_line("/wait"))
+        assert begun.wait(DEADLINE)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/a"))
+            going_on.set()
+            wait_until(lambda: states(bare_server)[ms.State.IDLE] == 2)
+            for _ in range(2):
+                assert raw.answer().status == 200
+                raw.send(get_line("/a"))
+
+
 def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(bare_server):
     with contextlib.ExitStack() as stack:
         body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
