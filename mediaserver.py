@@ -7476,7 +7476,7 @@ class Thumbnails:
             for cache in self.caches[: 1 if public_only else 2]:
                 cache.remove(sha256, THUMBNAIL)
             if not public_only:
-                self.previews.remove(sha256, *PREVIEWS)
+                self.previews.remove(sha256, THUMBNAIL, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
@@ -8601,11 +8601,21 @@ class Renditions:
                 thumbnails.remove(asset.sha256)
         return outcome
 
-    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """Return the preview of an asset, made now if it is not at hand; OSError as above."""
-        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE:
-            return outcome
+    def ensure(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """Return a rendition of an asset, made now if it is not at hand, and kept if it can be.
+
+        OSError where the file cannot be opened.
+        """
+        try:
+            outcome = self.ensure_thumbnail(file, asset)  # known: whether there can be any
+            if outcome is not Outcome.MADE:
+                return outcome
+            if rendition == THUMBNAIL:
+                return self.thumbnails.cache_of(file).read(asset.sha256)
+        except Unavailable:
+            raise
+        except OSError:  # as on a full disk: the rendition is made for each who asks
+            pass
         return self.thumbnails.preview(self.folders[file.root], file, asset, rendition)
 
 
@@ -13371,15 +13381,7 @@ def thumbnail_response(
 ) -> Response:
     """Answer with a thumbnail, which is made if need be."""
     app = request.app
-    try:
-        with app.disk(file.root):
-            outcome = app.renditions.ensure_thumbnail(file, asset)
-            if outcome is not Outcome.MADE:
-                raise no_rendition("thumbnail", outcome)
-            data = app.thumbnails.cache_of(file).read(asset.sha256)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    content = rendered_content(app, file, data)
+    content = rendered_content(app, file, make_rendition(app, file, asset, THUMBNAIL))
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
         return content_response(request.head, content)
@@ -13392,11 +13394,19 @@ def thumbnail_response(
     return content_response(request.head, content)
 
 
-def no_rendition(thing: str, outcome: Outcome) -> HTTPError:
-    """Return the error that says why there is none: 404, or 503 where that may change."""
-    if outcome is Outcome.FAILED:
-        return HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
-    return HTTPError(404, f"There is no {thing} of this file.")
+def make_rendition(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
+    """Return a rendition, which is made if need be; 404, or 503 where that may change."""
+    try:
+        with app.disk(file.root):
+            made = app.renditions.ensure(file, asset, rendition)
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
+    thing = "thumbnail" if rendition == THUMBNAIL else "preview"
+    if made is Outcome.FAILED:
+        raise HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
+    if isinstance(made, Outcome):
+        raise HTTPError(404, f"There is no {thing} of this file.")
+    return made
 
 
 def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Content:
@@ -15003,7 +15013,7 @@ def stripped_response(request: Request, file: File, asset: Asset) -> Response:
             detail = "This file cannot be sent without what it says of its making."
             raise HTTPError(404, detail) from None
         largest = Rendition("JPEG", PREVIEW_SIZES[-1])  # which says nothing either
-        preview = make_preview(request.app, file, asset, largest)
+        preview = make_rendition(request.app, file, asset, largest)
         content = rendered_content(request.app, file, preview)
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     return long_response(request, content)
@@ -15024,18 +15034,6 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
                 raise FileChanged
     digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
-
-
-def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
-    """Return a preview of a picture, which is made if need be; 404, 503."""
-    try:
-        with app.disk(file.root):
-            made = app.renditions.ensure_preview(file, asset, rendition)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    if isinstance(made, Outcome):
-        raise no_rendition("preview", made)
-    return made
 
 
 # -- Trash -------------------------------------------------------------------------------
@@ -15455,7 +15453,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
     with contextlib.suppress(OSError):
         return respond(app.thumbnails.previews.read(asset.sha256, rendition))
-    return Deferred("decoder", lambda: respond(make_preview(app, file, asset, rendition)))
+    return Deferred("decoder", lambda: respond(make_rendition(app, file, asset, rendition)))
 
 
 def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:

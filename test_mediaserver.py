@@ -9401,6 +9401,21 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     assert running.get("/media").json["count"] == 0
 
 
+def test_on_a_full_disk_renditions_are_made_for_who_asks(start, tmp_path, mount, pillow):
+    place = mount(tmp_path / "pictures")
+    running = start(reserve_bytes="0")
+    sha256 = running.upload(png(300, 200)).json["sha256"]
+    paths = (f"/thumbnail/{sha256}", f"/preview/{sha256}?size=320")
+    before = [running.get(path).body for path in paths]
+    shutil.rmtree(place / ".thumbnails")
+    shutil.rmtree(running.data / "previews")
+    fill_up(place)
+    assert [(running.get(path).status, running.get(path).body) for path in paths] == [
+        (200, body) for body in before
+    ]
+    assert not [*place.glob(".thumbnails/*.png"), *running.data.glob("previews/*.*")]
+
+
 # Faults of the disk
 
 FAULTS = r"""
