@@ -5824,6 +5824,20 @@ def test_a_folder_that_is_away_is_named_where_files_were_in_it(scanning, capsys)
     assert set(scanning.states()) == {"a.png"}
 
 
+def test_every_worker_knows_what_was_mounted_below_and_is_away(scanning, monkeypatch):
+    other = ms.Mounts(scanning.index, scanning.scanner.progress)
+    assert other.absent(scanning.folder) == []
+    fill(scanning.path, {"a.png": png(), "usb/b.png": png()})
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "mounts_below", lambda path: frozenset({("usb", "1")}))
+        assert scanning.scanner.scan()
+        assert other.absent(scanning.folder) == []
+    shutil.rmtree(scanning.path / "usb")
+    assert other.absent(scanning.folder) == ["usb"]
+    scanning.scanner.scan()
+    assert set(scanning.states()) == {"a.png", "usb/b.png"}
+
+
 def test_a_scan_reads_what_is_new_or_changed_and_nothing_else(scanning, monkeypatch):
     read, real = list[str](), ms.describe
 
