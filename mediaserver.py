@@ -4317,7 +4317,7 @@ class Files(Rows[Located]):
         (old,) = db.execute(f"SELECT sha256 FROM file {this}", key).fetchone()
         changes = "sha256 = ?, size = ?, mtime_ns = ?, ctime = ?"
         db.execute(f"UPDATE file SET {changes} {this}", (*state, *key))
-        return old if old != file.sha256 and self._index.assets.drop_unused(db, old) else None
+        return old if self._index.assets.drop_unused(db, old) else None
 
     def remove(
         self, db: Database, root: str, path: str, before: float = math.inf

@@ -1371,6 +1371,13 @@ def test_a_stored_hash_keeps_its_own_parameters() -> None:
     assert ms.verify_password("pleaseletmein", stored)
 
 
+def test_a_hash_of_django_is_verified() -> None:
+    # RFC 7914, section 11, first vector of PBKDF2-HMAC-SHA-256, cut to 32 bytes
+    stored = "pbkdf2_sha256$1$salt$VawEblbjCJ/sFpHCJUS2BflBhSFt3gRl5oudV8INrLw="
+    assert ms.verify_password("passwd", stored)
+    assert not ms.verify_password("password", stored)
+
+
 # --- ES256
 
 # From C2SP/wycheproof (Apache-2.0), ecdsa_secp256r1_sha256_p1363_test.json
@@ -3500,9 +3507,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     assert (held.exists(), spare.missed_at) == (True, None)
 
 
-def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
-    few = types.SimpleNamespace(f_bavail=ms.SPARE_BYTES - 1, f_frsize=1)
-    monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
+@pytest.mark.parametrize("call", ["statvfs", "posix_fallocate"])
+def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch, call):
+    def answer(*_: Any) -> Any:
+        if call == "statvfs":
+            return types.SimpleNamespace(f_bavail=ms.SPARE_BYTES - 1, f_frsize=1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ms.os, call, answer)
     spare = ms.SpareSpace(tmp_path / "index")
     spare.hold()
     assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
@@ -3549,6 +3561,18 @@ def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
         opened.on_damage = said.append
         opened.check()
     assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
+
+
+def test_a_content_is_nowhere_once_the_last_of_its_files_has_another(index):
+    def put(path: str, letter: str) -> Any:
+        asset = ms.Asset(letter * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", path, asset.sha256, 1, 2, 3.0, 4.0)
+        return index.write(functools.partial(index.files.put, file=file, asset=asset))
+
+    found = [put("1.png", "a"), put("2.png", "a"), put("1.png", "b"), put("1.png", "b")]
+    assert found == [None] * 4
+    assert put("2.png", "b") == "a" * 64
+    assert index.read("SELECT sha256 FROM asset").fetchall() == [("b" * 64,)]
 
 
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
@@ -5826,6 +5850,20 @@ def test_a_folder_that_is_away_is_named_where_files_were_in_it(scanning, capsys)
     assert not scanning.scanner.scan()
     assert f"nothing is in {scanning.path}: is its disk mounted?" in capsys.readouterr().err
     assert set(scanning.states()) == {"a.png"}
+
+
+def test_every_worker_knows_what_was_mounted_below_and_is_away(scanning, monkeypatch):
+    other = ms.Mounts(scanning.index, scanning.scanner.progress)
+    assert other.absent(scanning.folder) == []
+    fill(scanning.path, {"a.png": png(), "usb/b.png": png()})
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "mounts_below", lambda path: frozenset({("usb", "1")}))
+        assert scanning.scanner.scan()
+        assert other.absent(scanning.folder) == []
+    shutil.rmtree(scanning.path / "usb")
+    assert other.absent(scanning.folder) == ["usb"]
+    scanning.scanner.scan()
+    assert set(scanning.states()) == {"a.png", "usb/b.png"}
 
 
 def test_a_scan_reads_what_is_new_or_changed_and_nothing_else(scanning, monkeypatch):
