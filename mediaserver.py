@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 49       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Dispatcher.finish
-# upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 135    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 183    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 181    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -11994,12 +11994,14 @@ class BodyReader(Protocol):
 
     def pause(self) -> None:
         """Let go of what is not needed while no more comes."""
+        return None  # of a text, all of it is
 
     def finish(self) -> Mapping[str, Any]:
         """Return the values of the fields in a body that is complete; 400 if it is malformed."""
 
     def discard(self) -> None:
-        """Forget what has come."""
+        """Forget what has come, beside the request's upload."""
+        return None
 
 
 def open_body(
@@ -12064,14 +12066,8 @@ class TextBody(BodyReader):
         self._content += piece
         self._check(len(self._content))
 
-    def pause(self) -> None:
-        return None  # all of it is needed
-
     def finish(self) -> Mapping[str, Any]:
         return self._parse(bytes(self._content))
-
-    def discard(self) -> None:
-        self._content.clear()
 
 
 def parse_urlencoded(text: bytes) -> dict[str, Any]:
@@ -12083,11 +12079,13 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     """Return the fields of a form; raises ValidationError with all that is wrong with it."""
     problems: list[FieldError] = []
     has_upload = request.has_upload or request.upload is not None
-    if spec.upload and spec.upload.required and not has_upload:
-        message = f"is required: send {body_in_words(spec)}"
-        problems.append(FieldError("body", spec.upload.name, message, "missing"))
-    if spec.upload and not has_upload and values.get(spec.upload.name):
-        problems.append(no_file(spec.upload))
+    if spec.upload and not has_upload:
+        name = spec.upload.name
+        if values.get(name):
+            problems.append(FieldError("body", name, "must be a file, not a text", "file"))
+        elif spec.upload.required:
+            message = f"is required: send {body_in_words(spec)}"
+            problems.append(FieldError("body", name, message, "missing"))
     where, wrapper = "body", spec.wrapper
     if wrapper and wrapper in values:
         values, where = values[wrapper], f"body/{wrapper}"
@@ -12101,11 +12099,6 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
-
-
-def no_file(upload: UploadSpec) -> FieldError:
-    """Return the problem of a text in the place of a file."""
-    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -12136,7 +12129,7 @@ JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a l
 class FormBody(BodyReader):
     """A multipart form: its declared text fields are kept, its file goes to its folder.
 
-    The file is in `request.upload` when its part is complete.
+    The file is in `request.upload` from its part's beginning.
     """
 
     def __init__(self, request: Request, spec: BodySpec, boundary: str) -> None:
@@ -12147,17 +12140,14 @@ class FormBody(BodyReader):
         if (request.head.content_length or 0) > self._limit.size + FORM_SLACK_BYTES:
             raise HTTPError(413, self._limit.sentence)
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
-        self._part: Part | None = None  # that is being read
-        self._receiving: Incoming | None = None  # where its content goes if it is the file
+        self._receiving: Incoming | None = None  # where the part's content goes if it is the file
         self._text = bytearray()  # its content if it is not
         self._text_bytes = 0  # of all parts
-        self._values: dict[str, str] = {}
+        self._texts: dict[str, bytearray] = {}  # by name, the last of each
 
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
             if isinstance(event, Part):
-                if self._part is not None:
-                    self._end(self._part)
                 self._begin(event)
             elif self._receiving is not None:
                 self._receiving.feed(event)
@@ -12165,11 +12155,18 @@ class FormBody(BodyReader):
                 self._add_text(event)
 
     def _begin(self, part: Part) -> None:
-        self._part = part
-        if self._upload and part.name == self._upload.name and part.filename:
-            self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
-        elif part.filename and part.name in self._declared:
+        request, upload, self._receiving = self._request, self._upload, None
+        is_upload = upload is not None and part.name == upload.name
+        if upload and is_upload and part.filename:
+            self._receiving = begin_upload(request, upload, part.filename, self._limit)
+            self._receiving.filename = part.filename
+            request.upload = self._receiving
+            return
+        if part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
+        self._text = bytearray()
+        if is_upload or (part.filename is None and part.name in self._declared):
+            self._texts[part.name] = self._text
 
     def _add_text(self, data: memoryview) -> None:
         self._text_bytes += len(data)
@@ -12178,34 +12175,15 @@ class FormBody(BodyReader):
             raise HTTPError(413, detail)
         self._text += data
 
-    def _end(self, part: Part) -> None:
-        if self._receiving is not None:
-            self._request.upload = self._receiving.finish()
-            self._request.upload.filename = part.filename or ""
-            self._receiving = None
-            return
-        text, self._text = self._text, bytearray()
-        if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(no_file(self._upload))
-        if part.filename is None and part.name in self._declared:
-            self._values[part.name] = decode_field(part.name, text)
-
     def pause(self) -> None:
-        if self._receiving is not None:
-            self._receiving.pause()
-        elif self._request.upload is not None:
+        if self._request.upload is not None:
             self._request.upload.pause()
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
-        if self._part is not None:
-            self._end(self._part)
-        return self._values
-
-    def discard(self) -> None:
-        if self._receiving is not None:
-            self._receiving.discard()
-            self._receiving = None
+        if self._request.upload is not None:
+            self._request.upload.finish()
+        return {name: decode_field(name, text) for name, text in self._texts.items()}
 
 
 class FileBody(BodyReader):
@@ -12218,8 +12196,8 @@ class FileBody(BodyReader):
         limit = upload_limit(request, upload)
         if (request.head.content_length or 0) > limit.size:
             raise HTTPError(413, limit.sentence)
-        self._request = request
-        self._receiving = begin_upload(request, upload, "", limit)
+        self._path = request.head.path
+        self._receiving = request.upload = begin_upload(request, upload, "", limit)
 
     def feed(self, piece: memoryview) -> None:
         self._receiving.feed(piece)
@@ -12228,14 +12206,10 @@ class FileBody(BodyReader):
         self._receiving.pause()
 
     def finish(self) -> Mapping[str, Any]:
-        path, incoming = self._request.head.path, self._receiving.finish()
-        extension = incoming.facts.extension if incoming.facts else "bin"
-        incoming.filename = f"{last_segment(path)}.{extension}"
-        self._request.upload = incoming
+        facts = self._receiving.finish().facts
+        extension = facts.extension if facts else "bin"
+        self._receiving.filename = f"{last_segment(self._path)}.{extension}"
         return {}
-
-    def discard(self) -> None:
-        self._receiving.discard()
 
 
 def last_segment(path: str) -> str:
