@@ -4396,8 +4396,10 @@ class Files(Rows[Located]):
     def is_empty(self, root: str, below: str = "", *, beside: bool = False) -> bool:
         """Return whether no file of a folder is known below, or only `beside`, another in it."""
         first = os.fsencode(below)
-        which = "path < ?2 OR path >= ?3" if beside else "path >= ?2 AND path < ?3"
-        sql = f"SELECT 1 FROM file WHERE root = ?1 AND ({which}) LIMIT 1"
+        ranges = ("path < ?2", "path >= ?3") if beside else ("path >= ?2 AND path < ?3",)
+        # Each is looked up in the table's key; with OR every file of the folder would be read.
+        rows = [f"SELECT 1 FROM file WHERE root = ?1 AND {which}" for which in ranges]
+        sql = f"{' UNION ALL '.join(rows)} LIMIT 1"
         return self._index.value(sql, root, first, first + BEHIND_ALL) is None
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:

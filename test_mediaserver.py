@@ -3334,6 +3334,14 @@ def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
     return [" ".join(row[3] for row in found) for found in rows]
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_whether_files_are_known_in_a_folder_or_beside_it_is_looked_up(index, beside):
+    """Health asks it each time where media/ is a bucket's and nothing else is on disk."""
+    (found,) = plans(index, lambda: index.files.is_empty("library", "media/", beside=beside))
+    keyed = found.count("USING PRIMARY KEY (root=? AND path")
+    assert (keyed, found.count("SEARCH")) == (1 + beside, 1 + beside)
+
+
 @pytest.mark.parametrize("kind", [(), (("type", "image"),)], ids=["all", "of a type"])
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("order", ["created_at", "name", "size"])
