@@ -2149,7 +2149,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
         once = scoped("read", uses=1, key=app.auth.scoped_key)
-        application = ms.Application(app, ms.ROUTES)
+        application = ms.Dispatcher(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
         running.port = running.socket.getsockname()[1]
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
@@ -3710,6 +3710,14 @@ def test_a_start_leaves_what_another_server_receives_in_a_folder_of_this_one(tmp
     incoming.discard()
 
 
+def test_a_mark_of_what_is_deleted_already_takes_no_later_file_of_that_name(tmp_path):
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    mark = f".incoming/{'ab' * 16}.{ms.mark_of('a.png')}"
+    fill(tmp_path, {mark: b"what was deleted", "a.png": b"the owner's"})
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == {"a.png"}
+
+
 def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
     tmp_path, monkeypatch
 ):
@@ -3774,6 +3782,7 @@ def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(
         folder.keep(incoming, [name])
     incoming.discard()
     assert files_below(tmp_path) == set()
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
@@ -3858,6 +3867,7 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
+    assert (tmp_path / ".incoming").stat().st_mode & 0o777 == 0o700, "it is nobody else's yet"
     folder.keep(first, ["a.png"])
     status = os.fstat(first.file.fileno())
     assert status.st_nlink == 1  # nothing is left to change its ctime
@@ -4466,11 +4476,11 @@ def test_an_object_gets_no_other_name(bucket):
     ],
 )  # fmt: skip
 def test_an_answer_of_a_store_stands_for_an_error_or_none(code, body, error):
-    request = ms.S3Request("GET", "family", "a.png")
+    request, answer = ms.S3Request("GET", "family", "a.png"), ms.S3Answer(200, {}, b"", None, None)
     for fine in (200, 206):
-        ms.check_answer(request, ms.S3Answer(fine, {}, b"", None, None))
+        ms.check_answer(request, answer._replace(code=fine))
     with pytest.raises(OSError) as caught:
-        ms.check_answer(request, ms.S3Answer(code, {}, body, None, None))
+        ms.check_answer(request, answer._replace(code=code, body=body))
     assert caught.value.errno == error
 
 
@@ -5847,6 +5857,15 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+def test_threads_are_at_most_a_batch_in_front_of_what_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ms, "SCAN_BATCH", 3)
+    taken = list[int]()
+    squares = ms.in_threads(lambda n: n * n, (taken.append(n) or n for n in range(10)), 2)
+    assert next(squares) == 0
+    assert taken == [0, 1, 2, 3]
+    assert list(squares) == [n * n for n in range(1, 10)]
+
+
 @pytest.mark.parametrize(("pause", "waits"), [
     (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
     (7, [7, 5, 7, 7, 5, 7]),
@@ -5922,6 +5941,14 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
     assert decoding.states() == {"a.png": None, "b.png": None}
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1}
+
+
+@pytest.mark.parametrize("gone", ["a.png", ""])
+def test_a_picture_that_is_gone_is_the_next_scans_affair_unless_all_are_gone(decoding, gone):
+    lost = decoding.path / gone
+    lost.rename(lost.with_name("away"))
+    assert decoding.renditions.make_all() == bool(gone)
+    assert decoding.states() == {"a.png": None, "b.png": 1 if gone else None}
 
 
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
@@ -6027,7 +6054,7 @@ def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp
     head = head.replace(b"POST", b"PUT", 1) if "/image/" in path else head
     with ms.opened_app(settings) as app:
         assert not app.thumbnails.upload_at[0]
-        begun = ms.Application(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        begun = ms.Dispatcher(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
         assert isinstance(begun, ms.Exchange)
         begun.abandon()
         assert app.thumbnails.upload_at[0]
@@ -7153,14 +7180,15 @@ def close_bare(server: ms.Server) -> None:
 
 
 @pytest.fixture
-def bare_server(monkeypatch):
-    """A patient Server in this process, around an EchoService."""
+def bare_server(request, monkeypatch):
+    """A patient Server in this process, around an EchoService; its parameter is how patient."""
     set_patience(monkeypatch, DEADLINE)
     for name, value in {"MAX_IN_FLIGHT": 2, "LAST_REQUEST_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.socket.getsockname()[1]
-    thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
+    poll_interval = getattr(request, "param", 0.05)
+    thread = threading.Thread(target=bare.serve_forever, args=(poll_interval,))
     thread.start()
     yield bare
     bare.service.going_on.set()
@@ -7331,6 +7359,17 @@ def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
         assert held_up.answer().body == b"/wait"
 
 
+@pytest.mark.parametrize("bare_server", [2 * DEADLINE], indirect=True)
+def test_what_follows_a_body_waits_behind_none_that_is_held_up(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(post("/a", 1) + b"x" + get_line("/b"))
+        assert [other.answer().body for _ in range(2)] == [b"/ax", b"/b"]
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
@@ -7400,6 +7439,25 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
         bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_what_is_bounded_is_counted_for_each_client_and_forgotten_with_the_last():
+    limit = ms.ClientLimit("things", 3, 2)
+
+    def refused(client: str) -> int:
+        with pytest.raises(ms.HTTPError) as error:
+            limit.acquire(client)
+        return error.value.status
+
+    for client in "aab":
+        limit.acquire(client)
+    assert [refused("a"), refused("b"), refused("c")] == [429, 503, 503]
+    limit.release("a")
+    limit.acquire("a")
+    assert refused("a") == 429
+    for client in "aab":
+        limit.release(client)
+    assert (limit._all, limit._clients) == (0, {})
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
@@ -7611,6 +7669,29 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
         assert raw.is_closed()
 
 
+def test_a_file_is_sent_by_threads_alone_whose_waiting_for_the_disk_is_nobody_elses(
+    bare_server, monkeypatch, tmp_path
+):
+    service, real, senders = bare_server.service, ms.Connection._send_slice, set[str]()
+    service.path, service.size = tmp_path / "large", 16 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
+
+    def send_slice(connection: ms.Connection, segment: ms.FileSlice) -> ms.FileSlice | None:
+        senders.add(threading.current_thread().name.partition("-")[0])
+        return real(connection, segment)
+
+    monkeypatch.setattr(ms.Connection, "_send_slice", send_slice)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        raw._take_to(b"\r\n\r\n")
+        left = service.size - len(raw.received)
+        while left:
+            left -= len(raw.socket.recv(1 << 20))
+    assert senders == {"short", "answer"}
+
+
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service = bare_server.service
     service.path, service.size = tmp_path / "large", 64 << 20
@@ -7658,8 +7739,10 @@ def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
 def worker_ids(server: Server) -> list[int]:
     """The children that are as nice as their parent; the decoders' host is nicer."""
 
-    def niceness(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16])
+    def niceness(pid: int) -> int | None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended since it was listed
+            return os.getpriority(os.PRIO_PROCESS, pid)
+        return None
 
     parent = server.process.pid
     children = Path(f"/proc/{parent}/task/{parent}/children")
@@ -8472,7 +8555,7 @@ def test_the_main_ways_go_through_no_more_functions_than_the_file_says_at_its_he
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
     with ms.opened_app(settings) as app:
-        application = ms.Application(app, ms.ROUTES)
+        application = ms.Dispatcher(app, ms.ROUTES)
         calls: Counter[str] = Counter()
 
         def count(frame: Any, event: str, _: object) -> None:
@@ -9620,6 +9703,25 @@ def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
     running = start()
     running.scanned()
     assert names(running) == {"sub/yes.png"}
+
+
+def test_what_nomedia_hides_is_hidden_though_nothing_else_is_there(start, tmp_path):
+    fill(tmp_path / "pictures", {"quiet/a.png": png()})
+    running = start()
+    running.scanned()
+    assert names(running) == {"quiet/a.png"}
+    (running.storage / "quiet/.nomedia").touch()
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == set()
+
+
+def test_nomedia_in_the_storage_folder_itself_hides_nothing(start, tmp_path):
+    fill(tmp_path / "pictures", {".nomedia": b"", "a.png": png()})
+    running = start()
+    running.scanned()
+    made = running.upload(png()).json["filename"]
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == {"a.png", f"media/{made}"}
 
 
 def test_thumbnails_of_private_pictures_lie_apart(start):
@@ -12982,7 +13084,7 @@ def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path)
     uploads = ms.ResumableUploads(index, {"images": folder}, 60)
     fields = headers(tus_resumable="1.0.0", upload_length="500", upload_offset="0")
     head = ms.parse_upload_head(fields)
-    begun = uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    begun = uploads.add("x", "images", ms.UploadSpec("images", "max_upload_bytes"), head)
     transfer = ms.Transfer(uploads, begun, head, ms.Limit(500, ""), md5=False)
     transfer.feed(memoryview(bytes(300)))
     transfer.pause()  # what has come is not much, and so not saved yet
@@ -13252,7 +13354,7 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, ca
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     uploads = ms.ResumableUploads(index, {"images": folder}, 0)
     head = ms.parse_upload_head(headers(tus_resumable="1.0.0", upload_length="5"))
-    uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    uploads.add("x", "images", ms.UploadSpec("images", "max_upload_bytes"), head)
     monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0.01)
     stopping, faults = threading.Event(), [KeyError("x"), OSError("y")]
 
@@ -15526,8 +15628,17 @@ class Browser:
     def drop(self, *paths: Path) -> None:
         """Drag files and folders over the page, and drop them."""
         data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
-        for kind in ("dragEnter", "dragOver", "drop"):
-            self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+        def drag(*kinds: str) -> None:
+            for kind in kinds:
+                self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+        def is_over() -> bool:
+            drag("dragEnter", "dragOver")
+            return self.run("return !document.querySelector('#drop').hidden")
+
+        wait_until(is_over, "the page to say where to drop")  # before, it takes nothing
+        drag("drop")
 
     def find_flaws(self, theme: str) -> list[str]:
         """What axe-core finds wrong with the page as it is, in a theme."""
