@@ -11,13 +11,13 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 49       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 48       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Dispatcher.finish
 # upload, 135    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 181    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 182    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
