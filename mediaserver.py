@@ -15467,8 +15467,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
-    logins = (item.number for item in ROUTES if item.handler is login)
-    failed_logins = sum(meter.answers(number).get(401, 0) for number in logins)
+    logins = [meter.answers(item.number).get(401, 0) for item in ROUTES if item.handler is login]
     build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
     return [
         ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
@@ -15493,7 +15492,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
          count_renditions(app.thumbnails)),
         ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
          app.thumbnails.restarts[0]),
-        ("failed_logins_total", "counter", "logins refused", failed_logins),
+        ("failed_logins_total", "counter", "logins refused", sum(logins)),
         ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
         ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
         ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
