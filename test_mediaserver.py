@@ -3559,6 +3559,17 @@ def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
     assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
 
 
+@pytest.mark.parametrize("active", [True, False])
+def test_an_account_that_is_disabled_has_no_sessions_and_links_any_more(index, active):
+    user = index.write(lambda db: index.users.add(db, an_account(), 0.0))
+    session = ms.Session("a", user.id, "b", 1e9, 9e9, 1e9)
+    assert index.write(functools.partial(index.sessions.open, user=user, session=session))
+    index.shares.add(ms.Share("c", user.id, "media", "users", "d"), 0.0)
+    index.write(functools.partial(index.users.set_active, user=user, active=active))
+    found = index.value("SELECT count(*) FROM session"), len(index.shares.all(0.0, user.id, False))
+    assert found == (active, active)
+
+
 def test_a_content_is_nowhere_once_the_last_of_its_files_has_another(index):
     def put(path: str, letter: str) -> Any:
         asset = ms.Asset(letter * 64, 1, ms.Facts("image", "image/png", "png"))
