@@ -3559,6 +3559,15 @@ def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
     assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
 
 
+def test_uses_of_a_token_are_forgotten_once_it_has_expired(index):
+    first = ms.Grant(frozenset(), 10.0, uses=1, id="a")
+    second = ms.Grant(frozenset(), 20.0, uses=2, id="b")
+    uses = [(first, 5.0), (first, 6.0), (second, 7.0), (second, 15.0), (second, 16.0)]
+    taken = [index.token_uses.take(grant, now) for grant, now in uses]
+    assert taken == [True, False, True, True, False]
+    assert [index.token_uses.is_used(id) for id in "ab"] == [False, True]
+
+
 @pytest.mark.parametrize("active", [True, False])
 def test_an_account_that_is_disabled_has_no_sessions_and_links_any_more(index, active):
     user = index.write(lambda db: index.users.add(db, an_account(), 0.0))
@@ -15542,6 +15551,24 @@ def test_where_reads_need_a_permission_an_account_without_it_reads_nothing_in_th
         f"/preview/{sha256(mine)}", f"/exists?sha256={sha256(mine)}",
     ]  # fmt: skip
     assert [server.get(path, **user.headers).status for path in paths] == [403] * 7
+
+
+def test_albums_count_what_is_in_the_trash_by_itself(start):
+    running = start()
+    user, entities = User(running), Entities(running)
+    records = [user.upload(png(), name="mine")[1] for _ in range(3)]
+    items = [entities.create(png()) for _ in range(3)]
+    assert user.call("DELETE", f"{MEDIA}{records[0]['id']}/")[0] == 204
+    entities.patch(items[0]["id"], is_deleted=True)
+    counts = {
+        (name, key): size
+        for name, headers in (("user", user.headers), ("owner", OWNER))
+        for key, _, size, _ in running.get("/gallery/items?album=all", **headers).json["albums"]
+    }
+    assert counts == {
+        ("user", "mine"): 2, ("user", "entities"): 2, ("user", "trash"): 1,
+        ("owner", "entities"): 2, ("owner", "trash"): 1,
+    }  # fmt: skip
 
 
 def test_the_list_of_albums_is_sent_only_when_it_has_changed(server):
