@@ -3563,6 +3563,13 @@ def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
     assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
 
 
+def test_links_that_have_expired_are_forgotten_when_another_is_made(index):
+    share = ms.Share("a", None, "file", "library", "b", expires_at=10.0)
+    index.shares.add(share, 5.0)
+    index.shares.add(share._replace(id="c", expires_at=None), 15.0)
+    assert [kept.id for kept in index.shares.all(5.0, None, True)] == ["c"]
+
+
 def test_uses_of_a_token_are_forgotten_once_it_has_expired(index):
     first = ms.Grant(frozenset(), 10.0, uses=1, id="a")
     second = ms.Grant(frozenset(), 20.0, uses=2, id="b")
