@@ -3563,6 +3563,33 @@ def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
     assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
 
 
+def test_links_that_have_expired_are_forgotten_when_another_is_made(index):
+    share = ms.Share("a", None, "file", "library", "b", expires_at=10.0)
+    index.shares.add(share, 5.0)
+    index.shares.add(share._replace(id="c", expires_at=None), 15.0)
+    assert [kept.id for kept in index.shares.all(5.0, None, True)] == ["c"]
+
+
+def test_uses_of_a_token_are_forgotten_once_it_has_expired(index):
+    first = ms.Grant(frozenset(), 10.0, uses=1, id="a")
+    second = ms.Grant(frozenset(), 20.0, uses=2, id="b")
+    uses = [(first, 5.0), (first, 6.0), (second, 7.0), (second, 15.0), (second, 16.0)]
+    taken = [index.token_uses.take(grant, now) for grant, now in uses]
+    assert taken == [True, False, True, True, False]
+    assert [index.token_uses.is_used(id) for id in "ab"] == [False, True]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_an_account_that_is_disabled_has_no_sessions_and_links_any_more(index, active):
+    user = index.write(lambda db: index.users.add(db, an_account(), 0.0))
+    session = ms.Session("a", user.id, "b", 1e9, 9e9, 1e9)
+    assert index.write(functools.partial(index.sessions.open, user=user, session=session))
+    index.shares.add(ms.Share("c", user.id, "media", "users", "d"), 0.0)
+    index.write(functools.partial(index.users.set_active, user=user, active=active))
+    found = index.value("SELECT count(*) FROM session"), len(index.shares.all(0.0, user.id, False))
+    assert found == (active, active)
+
+
 def test_a_content_is_nowhere_once_the_last_of_its_files_has_another(index):
     def put(path: str, letter: str) -> Any:
         asset = ms.Asset(letter * 64, 1, ms.Facts("image", "image/png", "png"))
@@ -15613,6 +15640,24 @@ def test_where_reads_need_a_permission_an_account_without_it_reads_nothing_in_th
         f"/preview/{sha256(mine)}", f"/exists?sha256={sha256(mine)}",
     ]  # fmt: skip
     assert [server.get(path, **user.headers).status for path in paths] == [403] * 7
+
+
+def test_albums_count_what_is_in_the_trash_by_itself(start):
+    running = start()
+    user, entities = User(running), Entities(running)
+    records = [user.upload(png(), name="mine")[1] for _ in range(3)]
+    items = [entities.create(png()) for _ in range(3)]
+    assert user.call("DELETE", f"{MEDIA}{records[0]['id']}/")[0] == 204
+    entities.patch(items[0]["id"], is_deleted=True)
+    counts = {
+        (name, key): size
+        for name, headers in (("user", user.headers), ("owner", OWNER))
+        for key, _, size, _ in running.get("/gallery/items?album=all", **headers).json["albums"]
+    }
+    assert counts == {
+        ("user", "mine"): 2, ("user", "entities"): 2, ("user", "trash"): 1,
+        ("owner", "entities"): 2, ("owner", "trash"): 1,
+    }  # fmt: skip
 
 
 def test_the_list_of_albums_is_sent_only_when_it_has_changed(server):
