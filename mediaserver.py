@@ -11,13 +11,13 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 49       Application: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 49       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
-#                File.matches, remember_hot, content_response) -> Application.finish
+#                File.matches, remember_hot, content_response) -> Dispatcher.finish
 # upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 182    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 183    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -3788,14 +3788,10 @@ SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes 
 FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
 
 
-def clamp(number: int) -> int:
-    """Return the nearest number that SQLite can hold and compare with."""
-    return max(-MAX_BYTES, min(number, MAX_BYTES))
-
-
 def state_of(status: os.stat_result) -> FileState:
     """Return size, mtime_ns and ctime of a file; another state is another content."""
-    return status.st_size, clamp(status.st_mtime_ns), status.st_ctime  # a clock may be far off
+    mtime_ns = max(-MAX_BYTES, min(status.st_mtime_ns, MAX_BYTES))  # a clock may be far off
+    return status.st_size, mtime_ns, status.st_ctime
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
@@ -5011,6 +5007,11 @@ class MediaRecords(OwnedTable[MediaRecord]):
         return [path] if path else []
 
 
+def clamp(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
+
+
 class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -5718,11 +5719,11 @@ class Tree:
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:
-        """Return whether anything but folders is there, of what `walk` goes through."""
+        """Return whether anything but folders is there, of what `walk` goes through or hides."""
         folders, excluded = [os.fsencode(below)], self._excluded()
         while folders:
             with contextlib.suppress(OSError):
-                for path in self._entries(folders.pop(), excluded):
+                for path in self._entries(folders.pop(), excluded, hidden=True):
                     if not path.endswith(b"/"):
                         return True
                     folders.append(path)
@@ -5770,10 +5771,16 @@ class Tree:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-    def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the paths in a folder that may be shown; those of folders end with `/`."""
+    def _entries(
+        self, path: bytes, excluded: Set[tuple[int, int]], *, hidden: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the paths in a folder that may be shown; those of folders end with `/`.
+
+        Nothing where NO_MEDIA lies, unless `hidden` or in the root, which somebody asked for.
+        """
         with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
-            if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
+            is_shown = hidden or not path or not Place(folder, NO_MEDIA).exists()
+            if not is_shown or inode(os.fstat(folder)) in excluded:
                 return
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -7175,85 +7182,18 @@ def hash_range(file: io.FileIO, offset: int, count: int) -> ObjectBody:
 
 THUMBNAIL_SIZE = 256  # pixels, the longer side at most
 PREVIEW_SIZES = (320, 720, 1440, 2160)  # pixels, likewise
-PREVIEW_QUALITY = 80  # of WebP and JPEG, up to 100
 MAX_RESULT_BYTES = 16 << 20  # of one job; the largest preview of noise has 7 MB
 FRAME_LENGTH = struct.Struct(">I")  # stands before each rendition
-DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
-DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
-DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
-STRIP_PIXELS = 4_000_000  # are converted at once
-MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
-ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
-LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
-MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
-MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
-MAX_EMBEDDED = 4  # of which are tried, the largest first
-MAX_JPEG_SEGMENTS = 64  # before its size
-JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
 LOOK_UP_SECONDS = 0.2  # between looks whether the server ends, while a decoder works
-REAP_SECONDS = 1.0  # after which an idle decoder ends
-TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
-DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a video is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
-DECODER_NICE = 10  # leaves nine tenths of a processor to the server
-AWAITED_DECODERS = 2  # beside those that work ahead
 AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
 MAX_DECODER_CRASHES = 3
 MAX_CRASHES_KNOWN = 10_000
-
-# Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
-PILLOW_FORMATS = {
-    "JPEG": "PIL.JpegImagePlugin",
-    "MPO": "PIL.MpoImagePlugin",  # JPEG with a second picture, from phones and 3D cameras
-    "PNG": "PIL.PngImagePlugin",
-    "GIF": "PIL.GifImagePlugin",
-    "WEBP": "PIL.WebPImagePlugin",
-    "BMP": "PIL.BmpImagePlugin",
-    "TIFF": "PIL.TiffImagePlugin",
-    "ICO": "PIL.IcoImagePlugin",
-    "JPEG2000": "PIL.Jpeg2KImagePlugin",
-    "AVIF": "PIL.AvifImagePlugin",  # since Pillow 11.3
-    "HEIF": "pillow_heif",
-    "JXL": "pillow_jxl",
-}
-# ffmpeg may open nothing that names other files (playlists, concat scripts, `image2` patterns),
-# and no HEIF as an image: older versions show one of its tiles.
-FFMPEG_DEMUXERS = {
-    "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
-    "raw": "tiff_pipe",
-    "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
-}
-HD_HEIGHT = 720  # pixels
-GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
-HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
-FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
-HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
-# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
-# brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
-HDR_FILTERS = (
-    ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
-    ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
-)
-# Code points of ITU-T H.273 in an AVIF's or HEIC's `colr` (ISO 14496-12 §12.1.5) and a PNG's cICP.
-CODED_COLOURS = re.compile(rb"(?:colrnclx\0(.)\0|\0{3}\x04cICP(.))(.)", re.DOTALL)
-COLOUR_BYTES = 1 << 15  # of a file's head, in which they are
-COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to D50 as ICC has it
-    1: (0.4361, 0.2225, 0.0139, 0.3851, 0.7169, 0.0971, 0.1431, 0.0606, 0.7141),
-    9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
-    12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
-}
 RAW_FORMATS = formats_for("raw")
-JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
-TIFF_PHOTOMETRIC = 262
-BICUBIC: Any = 3  # in all versions of Pillow
-TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
-    2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
-    6: (4, "transpose=1"), 7: (6, "transpose=3"), 8: (2, "transpose=2"),
-}  # fmt: skip
 
 
 def shared_numbers(kind: str, count: int = 1) -> Any:
@@ -7721,6 +7661,27 @@ def find_pillow() -> str | None:
 
 # -- The decoder host --------------------------------------------------------------------
 
+JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
+REAP_SECONDS = 1.0  # after which an idle decoder ends
+TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
+DECODER_NICE = 10  # leaves nine tenths of a processor to the server
+AWAITED_DECODERS = 2  # beside those that work ahead
+# Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
+PILLOW_FORMATS = {
+    "JPEG": "PIL.JpegImagePlugin",
+    "MPO": "PIL.MpoImagePlugin",  # JPEG with a second picture, from phones and 3D cameras
+    "PNG": "PIL.PngImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+    "TIFF": "PIL.TiffImagePlugin",
+    "ICO": "PIL.IcoImagePlugin",
+    "JPEG2000": "PIL.Jpeg2KImagePlugin",
+    "AVIF": "PIL.AvifImagePlugin",  # since Pillow 11.3
+    "HEIF": "pillow_heif",
+    "JXL": "pillow_jxl",
+}
+
 
 def become_host(host: socket.socket) -> None:
     """Keep nothing of the server but the socket: no descriptors, no signals, less urgency."""
@@ -7778,6 +7739,11 @@ def load_pillow() -> list[str]:
 
 
 # -- One job -----------------------------------------------------------------------------
+
+DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
+DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
+DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
+DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 
 
 def run_decoder(host: socket.socket, decoders: Decoders) -> None:
@@ -7892,6 +7858,18 @@ def decode(source: BinaryIO, job: Job, decoders: Decoders) -> Image.Image | None
 
 
 # -- Pillow ------------------------------------------------------------------------------
+
+STRIP_PIXELS = 4_000_000  # are converted at once
+MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
+LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
+ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
+PREVIEW_QUALITY = 80  # of WebP and JPEG, up to 100
+TIFF_PHOTOMETRIC = 262
+BICUBIC: Any = 3  # in all versions of Pillow
+TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
+    2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
+    6: (4, "transpose=1"), 7: (6, "transpose=3"), 8: (2, "transpose=2"),
+}  # fmt: skip
 
 
 def open_picture(
@@ -8114,6 +8092,17 @@ def encode_png(picture: Image.Image) -> bytes:
 
 # -- What values of pictures mean --------------------------------------------------------
 
+GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
+# Code points of ITU-T H.273 in an AVIF's or HEIC's `colr` (ISO 14496-12 §12.1.5) and a PNG's cICP.
+CODED_COLOURS = re.compile(rb"(?:colrnclx\0(.)\0|\0{3}\x04cICP(.))(.)", re.DOTALL)
+COLOUR_BYTES = 1 << 15  # of a file's head, in which they are
+COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to D50 as ICC has it
+    1: (0.4361, 0.2225, 0.0139, 0.3851, 0.7169, 0.0971, 0.1431, 0.0606, 0.7141),
+    9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
+    12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
+}
+
 
 def linear_of_srgb(value: float) -> float:
     """Return the light of an sRGB value (IEC 61966-2-1)."""
@@ -8224,6 +8213,12 @@ def find_transform(profile: bytes, mode: str) -> Any:
 
 # -- JPEGs within pictures ---------------------------------------------------------------
 
+MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
+MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
+MAX_EMBEDDED = 4  # of which are tried, the largest first
+MAX_JPEG_SEGMENTS = 64  # before its size
+JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
+
 
 def embedded_jpegs(source: BinaryIO, job: Job) -> Iterator[BinaryIO]:
     """Yield the largest JPEGs within a picture; of one that is not raw, those of its shape."""
@@ -8255,6 +8250,23 @@ def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
 
 
 # -- ffmpeg ------------------------------------------------------------------------------
+
+# ffmpeg may open nothing that names other files (playlists, concat scripts, `image2` patterns),
+# and no HEIF as an image: older versions show one of its tiles.
+FFMPEG_DEMUXERS = {
+    "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
+    "raw": "tiff_pipe",
+    "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
+}
+HD_HEIGHT = 720  # pixels
+FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
+HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
+# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
+# brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
+HDR_FILTERS = (
+    ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
+    ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
+)
 
 
 def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
@@ -9090,10 +9102,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
     length = _parse_content_length(headers)
     chunked = _parse_transfer_encoding(headers, version)
     return RequestHead(
-        *("", "", "", ""),
-        version=version,
-        headers=headers,
-        host=_parse_host(headers, version),
+        "", "", "", "", version, headers, _parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
         content_length=length,
         chunked=chunked,
@@ -9101,7 +9110,7 @@ def _parse_request_fields(block: bytes, version: tuple[int, int]) -> RequestHead
         expects_continue=expectation != "" and version > (1, 0),
         authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and SELECTING_FIELDS.isdisjoint(headers),
-    )
+    )  # fmt: skip
 
 
 _remembered_fields: Callable[[bytes, tuple[int, int]], RequestHead] = functools.lru_cache(256)(
@@ -9686,7 +9695,7 @@ def parse_upload_head(headers: Headers) -> UploadHead:
         offset=_parse_bytes(headers, "upload-offset"),
         completes=not is_tus and bool(completes),
         checksum=_parse_checksum(headers.get("upload-checksum")) if is_tus else None,
-        draft=draft if draft in DRAFT_VERSIONS and not is_tus else "",
+        draft=draft if draft in DRAFT_VERSIONS else "",
     )
 
 
@@ -10815,7 +10824,7 @@ class Server(ThreadingHTTPServer):
 # ======================================================================================
 # One declaration gives a route, who may call it, which fields it reads and what it answers;
 # the fields are parsed and checked, and an uploaded file is received, before its handler
-# runs. `Application` turns a request into an answer: route, principal, access, fields,
+# runs. `Dispatcher` turns a request into an answer: route, principal, access, fields,
 # handler. It is also the one place where an exception becomes an answer.
 
 MAX_TEXT_BYTES = 1 << 20  # JSON, a form, or the text fields of a multipart form together
@@ -10878,7 +10887,7 @@ class Field(NamedTuple):
     help: str = ""
 
 
-class Upload(NamedTuple):
+class UploadSpec(NamedTuple):
     """The file of a multipart form, and what of it is checked before it is received whole."""
 
     folder: str  # of App.folders, where it arrives
@@ -10894,7 +10903,7 @@ class BodySpec(NamedTuple):
 
     kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
     fields: tuple[Field, ...] = ()
-    upload: Upload | None = None
+    upload: UploadSpec | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
@@ -11365,7 +11374,7 @@ class ResumableUploads:
         """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
         return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
 
-    def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
+    def add(self, owner: str, target: str, upload: UploadSpec, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
         folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
@@ -12043,7 +12052,7 @@ def open_body(
 def body_in_words(spec: BodySpec) -> str:
     """Return what an endpoint reads, in words.
 
-    >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
+    >>> body_in_words(BodySpec(("multipart", "file"), upload=UploadSpec("library", "")))
     'multipart/form-data with the file in its field "file" or the file itself as the body'
     """
     kinds = [BODY_TYPES.get(kind, "the file itself as the body") for kind in spec.kinds]
@@ -12107,7 +12116,7 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     return fields
 
 
-def no_file(upload: Upload) -> FieldError:
+def no_file(upload: UploadSpec) -> FieldError:
     """Return the problem of a text in the place of a file."""
     return FieldError("body", upload.name, "must be a file, not a text", "file")
 
@@ -12218,7 +12227,7 @@ class FileBody(BodyReader):
     Its name is the last of the URL's path, with the extension of its content.
     """
 
-    def __init__(self, request: Request, upload: Upload) -> None:
+    def __init__(self, request: Request, upload: UploadSpec) -> None:
         limit = upload_limit(request, upload)
         if (request.head.content_length or 0) > limit.size:
             raise HTTPError(413, limit.sentence)
@@ -12251,7 +12260,7 @@ def last_segment(path: str) -> str:
     return unquote(path.rstrip("/").rpartition("/")[2])
 
 
-def upload_limit(request: Request, upload: Upload | None) -> Limit:
+def upload_limit(request: Request, upload: UploadSpec | None) -> Limit:
     """Return what a body's file may have: by its setting, its token and the room there is."""
     settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
@@ -12294,7 +12303,7 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
         raise ValidationError(FieldError("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Incoming:
+def begin_upload(request: Request, upload: UploadSpec, filename: str, limit: Limit) -> Incoming:
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
@@ -12304,7 +12313,7 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(request: Request, upload: Upload, filename: str | None) -> None:
+def check_upload(request: Request, upload: UploadSpec, filename: str | None) -> None:
     """Refuse a file whose name, if it has one, or place refuses it."""
     if filename is not None:
         parse_value(Field(upload.name), filename, "body")
@@ -12564,7 +12573,7 @@ def log_refusal(request: Request, error: HTTPError) -> None:
     warn(f"refused {printable_line(about)}")
 
 
-class Application(Service):
+class Dispatcher(Service):
     """Requests in, answers out."""
 
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
@@ -13233,7 +13242,7 @@ def check_extension(name: str, extensions: Set[str]) -> str:
 # -- Media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
-MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=UploadSpec(
     "library", "max_upload_bytes", check_name=lambda _, name: check_extension(name, MEDIA_TYPES)
 ))  # fmt: skip
 
@@ -13423,7 +13432,8 @@ def library_name(request: Request, filename: str) -> str:
 
 
 LIBRARY_UPLOAD = BodySpec(
-    ("multipart", "file"), upload=Upload("library", "max_upload_bytes", check_name=library_name)
+    ("multipart", "file"),
+    upload=UploadSpec("library", "max_upload_bytes", check_name=library_name),
 )
 
 
@@ -13463,7 +13473,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload(
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=UploadSpec(
     "images", "max_upload_bytes", check_name=lambda _, name: split_image_name(name)
 ))  # fmt: skip
 
@@ -13919,7 +13929,7 @@ def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[FieldError]:
         yield FieldError("body", "type", f'The file is of type "{kind}", not "{given}".')
 
 
-RECORD_UPLOAD = Upload("users", "max_media_bytes", required=False)
+RECORD_UPLOAD = UploadSpec("users", "max_media_bytes", required=False)
 MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, RECORD_UPLOAD, check=check_media_form)
 NEW_MEDIA_BODY = MEDIA_BODY._replace(
     fields=tuple(item._replace(required=item.required or item.or_upload) for item in MEDIA_FIELDS)
@@ -14320,7 +14330,7 @@ ENTITY_TEXTS = (
     Field("description", blank="not sent"),
     Field("parent_id", "integer", blank="not sent", help="a collection"),
 )
-ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
+ENTITY_UPLOAD = UploadSpec("entities", "max_media_bytes", "image", required=False, md5=True)
 IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
 ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
 
@@ -14911,7 +14921,7 @@ def open_guest_form(request: Request, token: str) -> BodyReader | None:
 
 
 GUEST_UPLOADS = {
-    "folder": Upload("library", "max_upload_bytes"),
+    "folder": UploadSpec("library", "max_upload_bytes"),
     "collection": RECORD_UPLOAD._replace(required=True),
     "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
 }
@@ -15145,7 +15155,7 @@ def find_target(request: Request, family: str) -> Route:
     return target
 
 
-def form_of(target: Route) -> tuple[BodySpec, Upload]:
+def form_of(target: Route) -> tuple[BodySpec, UploadSpec]:
     """Return what the body of an upload's route has, and which of it is the file."""
     assert target.body is not None and target.body.upload is not None
     return target.body, target.body.upload
@@ -15274,11 +15284,11 @@ def format_limit(app: App, upload: OpenUpload) -> str:
 
 def upload_headers(app: App, upload: OpenUpload) -> dict[str, str]:
     """Return how far an upload is, in the words of both protocols."""
-    name = "Upload-Defer-Length" if upload.length is None else "Upload-Length"
+    length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
     return {
         "Upload-Offset": str(upload.received),
         "Upload-Complete": f"?{upload.answer is not None:d}",
-        name: "1" if upload.length is None else str(upload.length),
+        **(length or {"Upload-Defer-Length": "1"}),
         "Upload-Expires": format_date(upload.expires_at),
         "Upload-Limit": format_limit(app, upload),
         **NO_STORE,
@@ -15432,8 +15442,7 @@ PREVIEW_QUERY = (
 )
 
 
-@SYSTEM.route("GET", "/preview/{sha256}", READ,
-    {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
+@SYSTEM.route("GET", "/preview/{sha256}", READ, {200: "preview"}, query=PREVIEW_QUERY)
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """Get a picture for browsers, within a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
@@ -20753,7 +20762,7 @@ def run_server(shared: Shared, number: int = 0, parent: socket.socket | None = N
     app = App(settings, index, thumbnails, progress, meter=meter)
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings=settings)
-    server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
+    server = Server(listener.dup(), Dispatcher(app, ROUTES), limit_descriptors())
     server.parent = parent
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
