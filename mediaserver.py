@@ -3788,14 +3788,10 @@ SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes 
 FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
 
 
-def clamp(number: int) -> int:
-    """Return the nearest number that SQLite can hold and compare with."""
-    return max(-MAX_BYTES, min(number, MAX_BYTES))
-
-
 def state_of(status: os.stat_result) -> FileState:
     """Return size, mtime_ns and ctime of a file; another state is another content."""
-    return status.st_size, clamp(status.st_mtime_ns), status.st_ctime  # a clock may be far off
+    mtime_ns = max(-MAX_BYTES, min(status.st_mtime_ns, MAX_BYTES))  # a clock may be far off
+    return status.st_size, mtime_ns, status.st_ctime
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
@@ -5011,6 +5007,11 @@ class MediaRecords(OwnedTable[MediaRecord]):
         return [path] if path else []
 
 
+def clamp(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
+
+
 class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -5718,11 +5719,11 @@ class Tree:
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:
-        """Return whether anything but folders is there, of what `walk` goes through."""
+        """Return whether anything but folders is there, of what `walk` goes through or hides."""
         folders, excluded = [os.fsencode(below)], self._excluded()
         while folders:
             with contextlib.suppress(OSError):
-                for path in self._entries(folders.pop(), excluded):
+                for path in self._entries(folders.pop(), excluded, hidden=True):
                     if not path.endswith(b"/"):
                         return True
                     folders.append(path)
@@ -5770,10 +5771,16 @@ class Tree:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-    def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the paths in a folder that may be shown; those of folders end with `/`."""
+    def _entries(
+        self, path: bytes, excluded: Set[tuple[int, int]], *, hidden: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the paths in a folder that may be shown; those of folders end with `/`.
+
+        Nothing where NO_MEDIA lies, unless `hidden` or in the root, which somebody asked for.
+        """
         with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
-            if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
+            is_shown = hidden or not path or not Place(folder, NO_MEDIA).exists()
+            if not is_shown or inode(os.fstat(folder)) in excluded:
                 return
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -7175,85 +7182,18 @@ def hash_range(file: io.FileIO, offset: int, count: int) -> ObjectBody:
 
 THUMBNAIL_SIZE = 256  # pixels, the longer side at most
 PREVIEW_SIZES = (320, 720, 1440, 2160)  # pixels, likewise
-PREVIEW_QUALITY = 80  # of WebP and JPEG, up to 100
 MAX_RESULT_BYTES = 16 << 20  # of one job; the largest preview of noise has 7 MB
 FRAME_LENGTH = struct.Struct(">I")  # stands before each rendition
-DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
-DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
-DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
-STRIP_PIXELS = 4_000_000  # are converted at once
-MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
-ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
-LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
-MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
-MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
-MAX_EMBEDDED = 4  # of which are tried, the largest first
-MAX_JPEG_SEGMENTS = 64  # before its size
-JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
 LOOK_UP_SECONDS = 0.2  # between looks whether the server ends, while a decoder works
-REAP_SECONDS = 1.0  # after which an idle decoder ends
-TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
-DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a video is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
-DECODER_NICE = 10  # leaves nine tenths of a processor to the server
-AWAITED_DECODERS = 2  # beside those that work ahead
 AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
 MAX_DECODER_CRASHES = 3
 MAX_CRASHES_KNOWN = 10_000
-
-# Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
-PILLOW_FORMATS = {
-    "JPEG": "PIL.JpegImagePlugin",
-    "MPO": "PIL.MpoImagePlugin",  # JPEG with a second picture, from phones and 3D cameras
-    "PNG": "PIL.PngImagePlugin",
-    "GIF": "PIL.GifImagePlugin",
-    "WEBP": "PIL.WebPImagePlugin",
-    "BMP": "PIL.BmpImagePlugin",
-    "TIFF": "PIL.TiffImagePlugin",
-    "ICO": "PIL.IcoImagePlugin",
-    "JPEG2000": "PIL.Jpeg2KImagePlugin",
-    "AVIF": "PIL.AvifImagePlugin",  # since Pillow 11.3
-    "HEIF": "pillow_heif",
-    "JXL": "pillow_jxl",
-}
-# ffmpeg may open nothing that names other files (playlists, concat scripts, `image2` patterns),
-# and no HEIF as an image: older versions show one of its tiles.
-FFMPEG_DEMUXERS = {
-    "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
-    "raw": "tiff_pipe",
-    "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
-}
-HD_HEIGHT = 720  # pixels
-GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
-HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
-FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
-HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
-# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
-# brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
-HDR_FILTERS = (
-    ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
-    ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
-)
-# Code points of ITU-T H.273 in an AVIF's or HEIC's `colr` (ISO 14496-12 §12.1.5) and a PNG's cICP.
-CODED_COLOURS = re.compile(rb"(?:colrnclx\0(.)\0|\0{3}\x04cICP(.))(.)", re.DOTALL)
-COLOUR_BYTES = 1 << 15  # of a file's head, in which they are
-COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to D50 as ICC has it
-    1: (0.4361, 0.2225, 0.0139, 0.3851, 0.7169, 0.0971, 0.1431, 0.0606, 0.7141),
-    9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
-    12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
-}
 RAW_FORMATS = formats_for("raw")
-JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
-TIFF_PHOTOMETRIC = 262
-BICUBIC: Any = 3  # in all versions of Pillow
-TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
-    2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
-    6: (4, "transpose=1"), 7: (6, "transpose=3"), 8: (2, "transpose=2"),
-}  # fmt: skip
 
 
 def shared_numbers(kind: str, count: int = 1) -> Any:
@@ -7721,6 +7661,27 @@ def find_pillow() -> str | None:
 
 # -- The decoder host --------------------------------------------------------------------
 
+JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
+REAP_SECONDS = 1.0  # after which an idle decoder ends
+TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
+DECODER_NICE = 10  # leaves nine tenths of a processor to the server
+AWAITED_DECODERS = 2  # beside those that work ahead
+# Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
+PILLOW_FORMATS = {
+    "JPEG": "PIL.JpegImagePlugin",
+    "MPO": "PIL.MpoImagePlugin",  # JPEG with a second picture, from phones and 3D cameras
+    "PNG": "PIL.PngImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+    "TIFF": "PIL.TiffImagePlugin",
+    "ICO": "PIL.IcoImagePlugin",
+    "JPEG2000": "PIL.Jpeg2KImagePlugin",
+    "AVIF": "PIL.AvifImagePlugin",  # since Pillow 11.3
+    "HEIF": "pillow_heif",
+    "JXL": "pillow_jxl",
+}
+
 
 def become_host(host: socket.socket) -> None:
     """Keep nothing of the server but the socket: no descriptors, no signals, less urgency."""
@@ -7778,6 +7739,11 @@ def load_pillow() -> list[str]:
 
 
 # -- One job -----------------------------------------------------------------------------
+
+DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
+DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
+DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
+DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 
 
 def run_decoder(host: socket.socket, decoders: Decoders) -> None:
@@ -7892,6 +7858,18 @@ def decode(source: BinaryIO, job: Job, decoders: Decoders) -> Image.Image | None
 
 
 # -- Pillow ------------------------------------------------------------------------------
+
+STRIP_PIXELS = 4_000_000  # are converted at once
+MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
+LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
+ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
+PREVIEW_QUALITY = 80  # of WebP and JPEG, up to 100
+TIFF_PHOTOMETRIC = 262
+BICUBIC: Any = 3  # in all versions of Pillow
+TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
+    2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
+    6: (4, "transpose=1"), 7: (6, "transpose=3"), 8: (2, "transpose=2"),
+}  # fmt: skip
 
 
 def open_picture(
@@ -8114,6 +8092,17 @@ def encode_png(picture: Image.Image) -> bytes:
 
 # -- What values of pictures mean --------------------------------------------------------
 
+GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
+# Code points of ITU-T H.273 in an AVIF's or HEIC's `colr` (ISO 14496-12 §12.1.5) and a PNG's cICP.
+CODED_COLOURS = re.compile(rb"(?:colrnclx\0(.)\0|\0{3}\x04cICP(.))(.)", re.DOTALL)
+COLOUR_BYTES = 1 << 15  # of a file's head, in which they are
+COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to D50 as ICC has it
+    1: (0.4361, 0.2225, 0.0139, 0.3851, 0.7169, 0.0971, 0.1431, 0.0606, 0.7141),
+    9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
+    12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
+}
+
 
 def linear_of_srgb(value: float) -> float:
     """Return the light of an sRGB value (IEC 61966-2-1)."""
@@ -8224,6 +8213,12 @@ def find_transform(profile: bytes, mode: str) -> Any:
 
 # -- JPEGs within pictures ---------------------------------------------------------------
 
+MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
+MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
+MAX_EMBEDDED = 4  # of which are tried, the largest first
+MAX_JPEG_SEGMENTS = 64  # before its size
+JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
+
 
 def embedded_jpegs(source: BinaryIO, job: Job) -> Iterator[BinaryIO]:
     """Yield the largest JPEGs within a picture; of one that is not raw, those of its shape."""
@@ -8255,6 +8250,23 @@ def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
 
 
 # -- ffmpeg ------------------------------------------------------------------------------
+
+# ffmpeg may open nothing that names other files (playlists, concat scripts, `image2` patterns),
+# and no HEIF as an image: older versions show one of its tiles.
+FFMPEG_DEMUXERS = {
+    "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
+    "raw": "tiff_pipe",
+    "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
+}
+HD_HEIGHT = 720  # pixels
+FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
+HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
+# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
+# brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
+HDR_FILTERS = (
+    ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
+    ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
+)
 
 
 def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
@@ -9683,7 +9695,7 @@ def parse_upload_head(headers: Headers) -> UploadHead:
         offset=_parse_bytes(headers, "upload-offset"),
         completes=not is_tus and bool(completes),
         checksum=_parse_checksum(headers.get("upload-checksum")) if is_tus else None,
-        draft=draft if draft in DRAFT_VERSIONS and not is_tus else "",
+        draft=draft if draft in DRAFT_VERSIONS else "",
     )
 
 

@@ -26,6 +26,7 @@ import json
 import mmap
 import os
 import py_compile
+import queue
 import random
 import re
 import resource
@@ -68,7 +69,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 # What the program goes on as, by itself: to begin there saves a compilation each time.
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
-DEADLINE = 30.0  # seconds that anything awaited may take
+DEADLINE = 120.0  # seconds that anything awaited may take: some of it runs when nobody else does
 RUN_SECONDS = 900.0  # that a program which ends by itself may run, on a machine that is busy
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
@@ -2179,7 +2180,7 @@ def test_the_token_command_makes_scoped_tokens(server, tmp_path, options, claims
     command = ["token", *options, "--storage_dir", server.storage]
     token = run_program(*command, cwd=tmp_path, **SECRETS).stdout.strip()
     made = claims_of(token)
-    assert 0 <= time.time() + seconds - made.pop("exp") < 60
+    assert 0 <= time.time() + seconds - made.pop("exp") < DEADLINE
     assert len(made.pop("jti")) == 16
     assert made == {"token_type": "scoped", **claims}
     assert server.get(f"/health?token={token}").status == 200
@@ -3121,11 +3122,19 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def takes_less(seconds: float, work: Callable[[], object]) -> bool:
+    """Whether one of three calls takes less CPU: others' garbage may be collected in one."""
+    for _ in range(3):
+        start = time.thread_time()
+        work()
+        if time.thread_time() - start < seconds:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_little_time_and_memory(name: str) -> None:
-    start = time.thread_time()
-    probe(HOSTILE[name])
-    assert time.thread_time() - start < 0.3  # is 0.04 at the most; the rest is for slow machines
+    assert takes_less(0.3, lambda: probe(HOSTILE[name]))  # 0.04 at the most, where this was made
     tracemalloc.start()
     try:
         probe(HOSTILE[name])
@@ -3233,12 +3242,7 @@ def test_every_pattern_is_linear() -> None:
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
         for text in {*attacks(pattern, 1 << 12)}:
-            for _ in range(3):  # the garbage of all tests may be collected in between
-                start = time.thread_time()
-                run(text)
-                if time.thread_time() - start < 0.03:  # is 0.001 at the most
-                    break
-            else:
+            if not takes_less(0.03, functools.partial(run, text)):  # it takes 0.001 at the most
                 slow.append((place, way, text[:40]))
     assert slow == []
 
@@ -3706,6 +3710,14 @@ def test_a_start_leaves_what_another_server_receives_in_a_folder_of_this_one(tmp
     incoming.discard()
 
 
+def test_a_mark_of_what_is_deleted_already_takes_no_later_file_of_that_name(tmp_path):
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    mark = f".incoming/{'ab' * 16}.{ms.mark_of('a.png')}"
+    fill(tmp_path, {mark: b"what was deleted", "a.png": b"the owner's"})
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == {"a.png"}
+
+
 def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
     tmp_path, monkeypatch
 ):
@@ -3770,6 +3782,7 @@ def test_a_disk_that_does_not_take_a_name_is_an_error_and_the_name_is_free(
         folder.keep(incoming, [name])
     incoming.discard()
     assert files_below(tmp_path) == set()
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
@@ -3854,6 +3867,7 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
+    assert (tmp_path / ".incoming").stat().st_mode & 0o777 == 0o700, "it is nobody else's yet"
     folder.keep(first, ["a.png"])
     status = os.fstat(first.file.fileno())
     assert status.st_nlink == 1  # nothing is left to change its ctime
@@ -5843,6 +5857,15 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+def test_threads_are_at_most_a_batch_in_front_of_what_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ms, "SCAN_BATCH", 3)
+    taken = list[int]()
+    squares = ms.in_threads(lambda n: n * n, (taken.append(n) or n for n in range(10)), 2)
+    assert next(squares) == 0
+    assert taken == [0, 1, 2, 3]
+    assert list(squares) == [n * n for n in range(1, 10)]
+
+
 @pytest.mark.parametrize(("pause", "waits"), [
     (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
     (7, [7, 5, 7, 7, 5, 7]),
@@ -5918,6 +5941,14 @@ def test_thumbnails_that_an_unreadable_disk_delays_are_made_once_it_is_read(deco
     assert decoding.states() == {"a.png": None, "b.png": None}
     assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1}
+
+
+@pytest.mark.parametrize("gone", ["a.png", ""])
+def test_a_picture_that_is_gone_is_the_next_scans_affair_unless_all_are_gone(decoding, gone):
+    lost = decoding.path / gone
+    lost.rename(lost.with_name("away"))
+    assert decoding.renditions.make_all() == bool(gone)
+    assert decoding.states() == {"a.png": None, "b.png": 1 if gone else None}
 
 
 def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_it_may_take(
@@ -7015,14 +7046,13 @@ def test_a_client_that_sends_all_before_it_reads_still_gets_the_refusal(
     assert answer.status == status
 
 
-def test_a_file_found_too_large_on_its_way_is_413_and_leaves_nothing(start):
-    running = start(max_upload_bytes="1000000")
+def test_a_file_found_too_large_on_its_way_is_413_and_leaves_nothing(small):
     head, body = upload_request(bytes(3_000_000), "Transfer-Encoding: chunked")
-    before = files_below(running.storage)
-    with Raw(running) as raw:
+    before = files_below(small.storage)
+    with Raw(small) as raw:
         raw.send(head + chunked(body, 100_000))
         assert raw.answer().status == 413
-    assert files_below(running.storage) == before
+    assert files_below(small.storage) == before
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
@@ -7150,14 +7180,15 @@ def close_bare(server: ms.Server) -> None:
 
 
 @pytest.fixture
-def bare_server(monkeypatch):
-    """A patient Server in this process, around an EchoService."""
+def bare_server(request, monkeypatch):
+    """A patient Server in this process, around an EchoService; its parameter is how patient."""
     set_patience(monkeypatch, DEADLINE)
     for name, value in {"MAX_IN_FLIGHT": 2, "LAST_REQUEST_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.socket.getsockname()[1]
-    thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
+    poll_interval = getattr(request, "param", 0.05)
+    thread = threading.Thread(target=bare.serve_forever, args=(poll_interval,))
     thread.start()
     yield bare
     bare.service.going_on.set()
@@ -7328,6 +7359,17 @@ def test_a_request_that_is_held_up_keeps_no_other_waiting(bare_server):
         assert held_up.answer().body == b"/wait"
 
 
+@pytest.mark.parametrize("bare_server", [2 * DEADLINE], indirect=True)
+def test_what_follows_a_body_waits_behind_none_that_is_held_up(bare_server):
+    with Raw(bare_server) as held_up, Raw(bare_server) as other:
+        held_up.send(get_line("/wait"))
+        wait_until(lambda: bare_server.connections.in_flight == 1)
+        other.send(post("/a", 1) + b"x" + get_line("/b"))
+        assert [other.answer().body for _ in range(2)] == [b"/ax", b"/b"]
+        bare_server.service.going_on.set()
+        assert held_up.answer().body == b"/wait"
+
+
 def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server, capsys):
     with Raw(bare_server) as raw:
         raw.send(post("/broken", 2) + b"a")
@@ -7397,6 +7439,25 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
         bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_what_is_bounded_is_counted_for_each_client_and_forgotten_with_the_last():
+    limit = ms.ClientLimit("things", 3, 2)
+
+    def refused(client: str) -> int:
+        with pytest.raises(ms.HTTPError) as error:
+            limit.acquire(client)
+        return error.value.status
+
+    for client in "aab":
+        limit.acquire(client)
+    assert [refused("a"), refused("b"), refused("c")] == [429, 503, 503]
+    limit.release("a")
+    limit.acquire("a")
+    assert refused("a") == 429
+    for client in "aab":
+        limit.release(client)
+    assert (limit._all, limit._clients) == (0, {})
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
@@ -7606,6 +7667,29 @@ def test_a_connection_without_a_request_is_closed(bare_server, monkeypatch):
     set_patience(monkeypatch, 0.1)
     with Raw(bare_server) as raw:
         assert raw.is_closed()
+
+
+def test_a_file_is_sent_by_threads_alone_whose_waiting_for_the_disk_is_nobody_elses(
+    bare_server, monkeypatch, tmp_path
+):
+    service, real, senders = bare_server.service, ms.Connection._send_slice, set[str]()
+    service.path, service.size = tmp_path / "large", 16 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
+
+    def send_slice(connection: ms.Connection, segment: ms.FileSlice) -> ms.FileSlice | None:
+        senders.add(threading.current_thread().name.partition("-")[0])
+        return real(connection, segment)
+
+    monkeypatch.setattr(ms.Connection, "_send_slice", send_slice)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        raw._take_to(b"\r\n\r\n")
+        left = service.size - len(raw.received)
+        while left:
+            left -= len(raw.socket.recv(1 << 20))
+    assert senders == {"short", "answer"}
 
 
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
@@ -8241,21 +8325,27 @@ def test_a_body_that_is_the_file_itself_is_stored_as_curl_sends_it(
     assert made["sha256"] == sha256(photo.read_bytes())
 
 
-def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(start):
-    running = start(max_upload_bytes="30000")
-    before = files_below(running.storage)
-    token = upload_token()
-    for path in ("/image/a.png", "/upload"):
-        for body, status, words in (  # with a length, and chunked
-            (b"", 400, 'field "file" or the file itself'), (iter([b""]), 400, "file is empty"),
-            (b"no picture", 400, "none of: "), (iter([b"no picture"]), 400, "none of: "),
-            (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
-            (iter([png_of(30_001)]), 413, "30000 bytes (MAX_UPLOAD_"),
-        ):  # fmt: skip
-            answer = running.request("PUT", f"{path}?token={token}", body)
-            assert (answer.status, words in answer.json["detail"]) == (status, True), answer.json
-    assert running.request("PUT", "/image/a.png", png()).status == 401
-    assert files_below(running.storage) == before
+@pytest.mark.parametrize("path", ["/image/a.png", "/upload"])
+@pytest.mark.parametrize(
+    ("body", "chunked", "status", "words"),
+    [
+        (b"", False, 400, 'field "file" or the file itself'), (b"", True, 400, "file is empty"),
+        *((b"no picture", chunked, 400, "none of: ") for chunked in (False, True)),
+        *((png_of(30_001), chunked, 413, "30000 bytes (MAX_UPLOAD_") for chunked in (False, True)),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(
+    small, path, body, chunked, status, words
+):
+    before = files_below(small.storage)
+    sent = iter([body]) if chunked else body
+    answer = small.request("PUT", f"{path}?token={upload_token()}", sent)
+    assert (answer.status, words in answer.json["detail"]) == (status, True), answer.json
+    assert files_below(small.storage) == before
+
+
+def test_a_body_without_a_form_needs_a_credential_as_well(small):
+    assert small.request("PUT", "/image/a.png", png()).status == 401
 
 
 @pytest.mark.parametrize("query", ["", f"&version={10**30}", f"&filter_param=parent_id={10**30}"])
@@ -8391,9 +8481,11 @@ def test_origins_can_be_named_or_turned_off(start, tmp_path):
     assert [each["Access-Control-Allow-Origin"] for each in answers] == [origins[0], None] * 2
     assert [each["Vary"] for each in answers if "Origin" not in each["Vary"]] == []
     off = start(cors_allow_origins="", storage=str(tmp_path / "off"))
-    for method, path in (("GET", "/health"), ("GET", "/nothing"), ("OPTIONS", "/media")):
-        answer = off.request(method, path, headers={"Origin": "https://a.example", **asked})
-        assert not [name for name in answer.headers if name.startswith("Access-Control")]
+    asked["Origin"] = "https://a.example"
+    ways = (("GET", "/health"), ("GET", "/nothing"), ("OPTIONS", "/media"))
+    answers = [off.request(*way, headers=asked) for way in ways]
+    names = {name for answer in answers for name in answer.headers}
+    assert [name for name in names if name.startswith("Access-Control")] == []
 
 
 def test_long_json_is_gzipped_for_those_who_take_it_and_nothing_else(server):
@@ -8547,7 +8639,7 @@ def test_an_upload_is_served_as_what_its_content_is(server, extension, make, mim
     assert headers["ETag"] == f'"{sha256(content)}"'
     assert headers["Accept-Ranges"] == "bytes"
     assert headers["Cache-Control"] == "public, max-age=3600"
-    assert abs(ms.parse_date(headers["Last-Modified"]) - time.time()) < 60
+    assert abs(ms.parse_date(headers["Last-Modified"]) - time.time()) < DEADLINE
     assert (server.storage / "media" / value["filename"]).read_bytes() == content
     by_hash = server.get(f"/image/{sha256(content)}")  # part of the library, too
     assert by_hash.body == content
@@ -8572,6 +8664,11 @@ def test_what_is_no_image_by_name_or_content_is_400_and_leaves_nothing(server, f
     assert files_below(server.storage) <= before
 
 
+def seconds_of(text: str) -> float:
+    """Unix seconds of a time in JSON."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
 def files_below(folder: Path) -> set[str]:
     """Every file but those of the server itself and thumbnails, also those on their way in.
 
@@ -8584,15 +8681,22 @@ def files_below(folder: Path) -> set[str]:
     }
 
 
-def test_the_size_limit_counts_the_file_and_not_the_request(start):
-    running = start(max_upload_bytes="1000")
-    for path, method in (("/upload", "POST"), ("/image/a.png", "PUT"), ("/upload-image", "POST")):
-        assert running.send_file(method, path, png_of(1000)).status == 201
-        before = files_below(running.storage)
-        answer = running.send_file(method, path, png_of(1001))
-        assert answer.status == 413
-        assert "1000" in answer.json["detail"]
-        assert files_below(running.storage) == before
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/upload"), ("PUT", "/image/a.png"), ("POST", "/upload-image")]
+)
+def test_the_size_limit_counts_the_file_and_not_the_request(small, method, path):
+    assert small.send_file(method, path, png_of(30_000)).status == 201
+    before = files_below(small.storage)
+    answer = small.send_file(method, path, png_of(30_001))
+    assert (answer.status, "30000" in answer.json["detail"]) == (413, True)
+    assert files_below(small.storage) == before
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that takes 30,000 bytes at most."""
+    with Server(tmp_path_factory.mktemp("small") / "p", MAX_UPLOAD_BYTES="30000") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -8612,7 +8716,7 @@ def test_the_list_is_newest_first(five):
     assert set(first) == {"filename", "url", "size", "content_type", "uploaded_at"}
     assert first["url"] == f"{running.url}/media/{names[0]}"
     assert first["content_type"] == "image/png"
-    assert abs(first["uploaded_at"] - time.time()) < 60
+    assert abs(first["uploaded_at"] - time.time()) < DEADLINE
 
 
 @pytest.mark.parametrize(
@@ -9601,6 +9705,25 @@ def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
     assert names(running) == {"sub/yes.png"}
 
 
+def test_what_nomedia_hides_is_hidden_though_nothing_else_is_there(start, tmp_path):
+    fill(tmp_path / "pictures", {"quiet/a.png": png()})
+    running = start()
+    running.scanned()
+    assert names(running) == {"quiet/a.png"}
+    (running.storage / "quiet/.nomedia").touch()
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == set()
+
+
+def test_nomedia_in_the_storage_folder_itself_hides_nothing(start, tmp_path):
+    fill(tmp_path / "pictures", {".nomedia": b"", "a.png": png()})
+    running = start()
+    running.scanned()
+    made = running.upload(png()).json["filename"]
+    assert running.rescan()["status"] == "ok"
+    assert names(running) == {"a.png", f"media/{made}"}
+
+
 def test_thumbnails_of_private_pictures_lie_apart(start):
     need("PIL")
     running = start()
@@ -10017,7 +10140,7 @@ def test_a_clash_adds_the_time_and_never_overwrites(server):
     name = server.store(second, f"{stem}.png").json["stored_as"]
     assert re.fullmatch(rf"{stem}_\d{{8}}T\d{{12}}Z\.png", name)
     stamp = time.strptime(name.split("_")[1][:15], "%Y%m%dT%H%M%S")
-    assert abs(calendar.timegm(stamp) - time.time()) < 60
+    assert abs(calendar.timegm(stamp) - time.time()) < DEADLINE
     assert server.get(f"/image/{stem}.png", **OWNER).body == first
     assert server.get(f"/image/{name}", **OWNER).body == second
 
@@ -10673,21 +10796,25 @@ def test_tokens_are_refused_with_the_members_and_codes_of_simplejwt(server, jane
     expired["user_id"] = jane.id
     expired.set_exp(lifetime=datetime.min - datetime(1, 1, 1, 1))
     spoilt = tokens["access"][:-4] + "AAAA"
-    for header in (
+    bad = [
         "Bearer x", "Bearer a.b.c", f"Bearer {expired}", f"Bearer {spoilt}", "Bearer",
         f"Bearer {tokens['refresh']}", f"Bearer {tokens['access']} x",
-    ):  # fmt: skip
-        theirs = drf_answer("GET", Profile.as_view(), HTTP_AUTHORIZATION=header)
-        answer = server.get("/api/auth/profile/", Authorization=header)
-        assert (answer.status, shape(answer.json)) == (theirs[0], shape(theirs[1])), header
-        assert answer.json["detail"]
-        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    ]  # fmt: skip
+    theirs = [drf_answer("GET", Profile.as_view(), HTTP_AUTHORIZATION=header) for header in bad]
+    answers = [server.get("/api/auth/profile/", Authorization=header) for header in bad]
+    assert [(answer.status, shape(answer.json)) for answer in answers] == [
+        (status, shape(value)) for status, value in theirs
+    ]
+    assert [each.json for each in answers if not each.json["detail"]] == []
+    assert {answer.headers["WWW-Authenticate"].split()[0] for answer in answers} == {"Bearer"}
     refresh = simplejwt.RefreshToken()
     refresh.set_exp(lifetime=datetime.min - datetime(1, 1, 1, 1))
-    for token in ("x", "a.b.c", tokens["access"], str(refresh), spoilt):
-        theirs = drf_answer("POST", views.TokenRefreshView.as_view(), {"refresh": token})
-        status, value = jane.refresh(token)
-        assert (status, shape(value)) == (theirs[0], shape(theirs[1])), token
+    bad, view = ["x", "a.b.c", tokens["access"], str(refresh), spoilt], views.TokenRefreshView
+    ours = [jane.refresh(token) for token in bad]
+    theirs = [drf_answer("POST", view.as_view(), {"refresh": token}) for token in bad]
+    assert [(status, shape(value)) for status, value in ours] == [
+        (status, shape(value)) for status, value in theirs
+    ]
     jane.call("POST", "/api/auth/logout/", {"refresh": tokens["refresh"]})
     spent = jane.refresh(tokens["refresh"])[1]
     assert (set(spent), spent["code"]) == ({"detail", "code"}, "token_not_valid")
@@ -10828,9 +10955,12 @@ def test_a_throttled_login_costs_no_scrypt_and_outlives_a_crash(start):
     assert failures(running, "ghost", ["x"] * 5) == [401] * 5
     running.kill()
     running = start()
-    before = processor_seconds(running.process.pid)
+    running.scanned()
+    begun = time.thread_time()
+    ms.hash_password("x" * 8)
+    one, before = time.thread_time() - begun, processor_seconds(running.process.pid)
     assert failures(running, "ghost", ["y"] * 20) == [429] * 20
-    assert processor_seconds(running.process.pid) - before < 0.5  # twenty scrypts take over one
+    assert processor_seconds(running.process.pid) - before < 10 * one
     database = sqlite3.connect(running.data / "index.sqlite3", isolation_level=None)
     database.execute("UPDATE login_failure SET failed_at = failed_at - 901")
     assert failures(running, "ghost", ["y"]) == [401]
@@ -11585,11 +11715,10 @@ def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(st
     user, other = User(running), User(running, next(SERIAL))
     status, first = user.upload(png_of(2_000_000))
     assert status == 201
-    for size in (1_000_001, 1_500_000, 5_000_000):
-        status, answer = user.upload(png_of(size))
-        assert status == 413
-        assert "USER_QUOTA_BYTES" in answer["detail"]
-        assert "1000000 of them are left" in answer["detail"]
+    refused = [user.upload(png_of(size)) for size in (1_000_001, 1_500_000, 5_000_000)]
+    assert [status for status, _ in refused] == [413] * 3
+    (told,) = {answer["detail"] for _, answer in refused}
+    assert "USER_QUOTA_BYTES" in told and "1000000 of them are left" in told
     assert user.record(size=9_000_000)["size"] == 9_000_000  # a note of what lies elsewhere
     assert other.upload(png_of(3_000_000))[0] == 201
     path = f"{MEDIA}{first['id']}/"
@@ -11615,7 +11744,7 @@ def test_a_signature_is_good_for_one_record_one_hour_and_nothing_else(server, dj
     url = urlsplit(one["file"])
     assert f"{url.scheme}://{url.netloc}" == server.url
     query = dict(part.split("=") for part in url.query.split("&"))
-    assert abs(int(query["expires"]) - time.time() - 3600) < 60
+    assert abs(int(query["expires"]) - time.time() - 3600) < DEADLINE
     bad = [
         (url.path, {**query, "expires": str(int(query["expires"]) + 1)}),
         (url.path, {**query, "signature": query["signature"][::-1]}),
@@ -13010,7 +13139,7 @@ def test_creation_tells_all_that_a_client_needs_to_go_on(server):
     begun = server.request("POST", "/files", headers=fields)
     assert begun.headers["Location"].startswith(f"{server.url}/files/")
     expires = ms.parse_date(begun.headers["Upload-Expires"])
-    assert abs(expires - time.time() - 86400) < 60
+    assert abs(expires - time.time() - 86400) < DEADLINE
     head = server.request("HEAD", local(begun.headers["Location"]), headers={**OWNER, **TUS})
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Upload-Metadata"] == fields["Upload-Metadata"]
@@ -13468,8 +13597,7 @@ def test_a_link_s_thumbnails_are_shown(wedding, pillow):
 
 def test_links_are_listed_ended_and_end_by_themselves(wedding):
     made = share(wedding, kind="folder", target="a")
-    ends = datetime.fromisoformat(made["expires_at"].replace("Z", "+00:00")).timestamp()
-    assert abs(ends - time.time() - 30 * 86400) < 60
+    assert abs(seconds_of(made["expires_at"]) - time.time() - 30 * 86400) < DEADLINE
     assert share(wedding, kind="folder", target="a", expires_in=0)["expires_at"] is None
     short = share(wedding, kind="folder", target="a", expires_in=1)
     listed = wedding.call("GET", "/shares", headers=OWNER)[1]
@@ -15446,6 +15574,7 @@ class Browser:
         chosen = {"args": args, "prefs": {"intl.accept_languages": "en"}, **capabilities}
         wanted = {"goog:chromeOptions": chosen, "goog:loggingPrefs": {"browser": "ALL"}}
         wanted["acceptInsecureCerts"] = True
+        wanted["timeouts"] = {"script": int(DEADLINE * 1000)}
         made = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"/session/{made['sessionId']}"
 
@@ -15504,8 +15633,17 @@ class Browser:
     def drop(self, *paths: Path) -> None:
         """Drag files and folders over the page, and drop them."""
         data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
-        for kind in ("dragEnter", "dragOver", "drop"):
-            self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+        def drag(*kinds: str) -> None:
+            for kind in kinds:
+                self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+        def is_over() -> bool:
+            drag("dragEnter", "dragOver")
+            return self.run("return !document.querySelector('#drop').hidden")
+
+        wait_until(is_over, "the page to say where to drop")  # before, it takes nothing
+        drag("drop")
 
     def find_flaws(self, theme: str) -> list[str]:
         """What axe-core finds wrong with the page as it is, in a theme."""
@@ -15638,35 +15776,36 @@ def test_everything_in_the_page_is_reached_and_named_by_keyboard(browser, album)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_flaw_in_the_pages(browser, album, theme):
-    node_package("axe-core")
-    item = album.get("/gallery/items?group=2001-09").json["items"][0]
-    shared = {"kind": "folder", "target": "a", "upload": True}
-    _, share = album.call("POST", "/shares", shared, OWNER)
-    _, locked = album.call("POST", "/shares", {**shared, "password": "secret 1"}, OWNER)
-    for url, shown in (
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
         ("/gallery", "document.querySelectorAll('.tile img').length === 3"),
-        (f"/gallery?group=2001-09&item={item[0]}", "document.querySelector('#viewer').open"),
+        ("/gallery?group=2001-09&item={item}", "document.querySelector('#viewer').open"),
         ("/gallery#sign-in", "document.querySelector('.tile')"),
         ("/docs", "document.querySelector('details')"),
-        (urlsplit(share["url"]).path, "document.querySelector('li img')"),
-        (urlsplit(locked["url"]).path, "document.querySelector('form')"),
-    ):
-        browser.open("about:blank")
-        browser.open(album.url + url)
-        browser.see(shown)
-        if url == "/docs":
-            browser.run(
-                "for (const each of document.querySelectorAll('details')) each.open = true"
-            )
-            browser.see("document.querySelectorAll('form').length > 50")
-        if "item=" in url:
-            browser.press("i")
-            browser.see("document.querySelector('#facts')")
-        if url.endswith("#sign-in"):
-            browser.click("#account")
-            browser.see("document.querySelector('#login').open")
-        assert browser.find_flaws(theme) == [], url
+        ("{share}", "document.querySelector('li img')"),
+        ("{locked}", "document.querySelector('form')"),
+    ],
+)
+def test_axe_finds_no_flaw_in_the_pages(browser, album, theme, page, shown):
+    node_package("axe-core")
+    places = {"item": album.get("/gallery/items?group=2001-09").json["items"][0][0]}
+    for name, password in (("share", ""), ("locked", "secret 1")):
+        made = share(album, kind="folder", target="a", upload=True, password=password)
+        places[name] = local(made["url"])
+    browser.open("about:blank")
+    browser.open(album.url + page.format(**places))
+    browser.see(shown)
+    if page == "/docs":
+        browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+        browser.see("document.querySelectorAll('form').length > 50")
+    if "item=" in page:
+        browser.press("i")
+        browser.see("document.querySelector('#facts')")
+    if page.endswith("#sign-in"):
+        browser.click("#account")
+        browser.see("document.querySelector('#login').open")
+    assert browser.find_flaws(theme) == []
 
 
 def test_axe_finds_no_flaw_in_albums_selection_uploads_and_folders(browser, server, tmp_path):
@@ -16096,7 +16235,7 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     (share,) = user.call("GET", "/shares")[1]
     assert share["url"] == link
     assert (share["title"], share["has_password"], share["upload"]) == ("<b>Sommer", True, True)
-    assert share["expires_at"][:10] == time.strftime("%Y-%m-%d", time.gmtime(time.time() + 172800))
+    assert abs(seconds_of(share["expires_at"]) - time.time() - 2 * 86400) < DEADLINE
     browser.run("window.prompt = (_, url) => { window.copied = url; }")
     browser.run("navigator.clipboard.writeText = async () => { throw new Error(); }")
     browser.click("#login [title='Copy link']")
@@ -17600,48 +17739,61 @@ def test_an_ipv6_client_counts_by_its_64(tmp_path, certificate, limited, client)
 # -- systemd
 
 
+class Manager:
+    """What systemd hears; it listens all the time, as the kernel keeps ten messages at most."""
+
+    def __init__(self) -> None:
+        self.name = f"mediaserver-test-{unique().decode()}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{self.name}")
+        self._heard: queue.Queue[str] = queue.Queue()
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(4096).decode():
+            self._heard.put(message)
+
+    def close(self) -> None:
+        self._socket.sendto(b"", f"\0{self.name}")
+        self._thread.join()
+        self._socket.close()
+
+    def hear(self, wanted: str, seconds: float = DEADLINE) -> str:
+        """The next message that begins like this; only the watchdog may be told before it."""
+        while not (message := self._heard.get(timeout=seconds)).startswith(wanted):
+            assert message == "WATCHDOG=1"
+        return message
+
+
 @pytest.fixture
-def manager() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(f"\0mediaserver-test-{unique().decode()}")
-        listening.settimeout(DEADLINE)
-        yield listening
-
-
-def hear(manager: socket.socket, wanted: str) -> str:
-    while True:
-        message = manager.recv(4096).decode()
-        if message.startswith(wanted):
-            return message
-        assert message == "WATCHDOG=1", message
+def manager() -> Iterator[Manager]:
+    with contextlib.closing(Manager()) as made:
+        yield made
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_systemd_is_told_each_change_of_state(start, manager, workers):
-    address = manager.getsockname()
-    name = "@" + (address if isinstance(address, str) else address.decode())[1:]
-    running = start("--workers", workers, notify_socket=name, watchdog_usec="400000")
-    hear(manager, "READY=1")
+    running = start("--workers", workers, notify_socket=f"@{manager.name}", watchdog_usec="400000")
+    manager.hear("READY=1")
     for _ in range(2):
-        hear(manager, "WATCHDOG=1")
+        manager.hear("WATCHDOG=1")
     running.process.send_signal(signal.SIGHUP)
-    now = int(hear(manager, "RELOADING=1\nMONOTONIC_USEC=").rpartition("=")[2])
+    now = int(manager.hear("RELOADING=1\nMONOTONIC_USEC=").rpartition("=")[2])
     assert abs(now - time.monotonic_ns() // 1000) < DEADLINE * 10**6
-    hear(manager, "READY=1")
+    manager.hear("READY=1")
     if workers == "2":  # a worker that hangs silences the watchdog
         workers = worker_ids(running)
         assert len(workers) == 2
         for process in workers:
             os.kill(process, signal.SIGSTOP)
-        manager.settimeout(0.8)
-        with pytest.raises(TimeoutError):
-            while True:
-                manager.recv(4096)
+        with pytest.raises(queue.Empty):
+            for _ in range(100):
+                manager.hear("WATCHDOG=1", 0.8)
         for process in workers:
             os.kill(process, signal.SIGCONT)
-        manager.settimeout(DEADLINE)
     running.process.send_signal(signal.SIGTERM)
-    hear(manager, "STOPPING=1")
+    manager.hear("STOPPING=1")
     assert running.process.wait(DEADLINE) == 0
 
 
@@ -18145,8 +18297,9 @@ def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
     (target := tmp_path / "etc").mkdir(0o700)
     machine.path("/srv").mkdir(parents=True)
     machine.path("/srv/link").symlink_to(target)
-    for storage in ("/srv/link", "/srv/link/Pictures"):
-        assert "is a link" in machine.setup("--storage-dir", storage, status=1)
+    said = [machine.setup("--storage-dir", storage, status=1)
+            for storage in ("/srv/link", "/srv/link/Pictures")]  # fmt: skip
+    assert [each for each in said if "is a link" not in each] == []
     assert list(target.iterdir()) == []
     assert target.stat().st_mode & 0o777 == 0o700
     assert not machine.path("/etc/mediaserver/mediaserver.env").exists()

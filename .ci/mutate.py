@@ -48,6 +48,7 @@ COUNTED = {
     ast.Mod: ast.FloorDiv, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd, ast.Div: ast.Mult,
 }  # fmt: skip
+AT_DEFINITION = {"annotation", "returns", "defaults", "kw_defaults", "decorator_list"}
 SECONDS = 40  # after which no further test of a mutant begins
 DEADLINE = 10.0  # seconds that a mutant may let a test wait
 # Write down the line of each function that is called, behind the number of the test.
@@ -118,10 +119,10 @@ def change(node: Any) -> ast.AST:
 
 
 def nodes_to_change(node: ast.AST) -> Iterator[ast.AST]:
-    """What of a function can be changed: annotations do nothing."""
+    """What can be changed of a function's code, of which its defaults and annotations are none."""
     for field, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and field not in {"annotation", "returns"}:
+            if isinstance(child, ast.AST) and field not in AT_DEFINITION:
                 if can_change(child):
                     yield child
                 yield from nodes_to_change(child)
