@@ -5816,6 +5816,16 @@ def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     assert noted == (ms.FACTS_VERSION if problem == "one is gone" else "1")
 
 
+@pytest.mark.parametrize("look", [ms.Folder.is_there, lambda folder: not folder.is_missing()])
+def test_a_root_is_there_where_another_process_stores_its_first_file_meanwhile(tmp_path, look):
+    def is_new() -> bool:
+        fill(tmp_path, {"a.png": png()})  # it has come, and is in the index
+        return False
+
+    buffers = ms.WriteBuffers()
+    assert look(ms.Folder("library", tmp_path, make=False, buffers=buffers, is_new=is_new))
+
+
 def test_a_folder_that_is_away_is_named_where_files_were_in_it(scanning, capsys):
     scanning.path.rmdir()
     assert scanning.scanner.scan()  # it was never there
