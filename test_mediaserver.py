@@ -1372,6 +1372,13 @@ def test_a_stored_hash_keeps_its_own_parameters() -> None:
     assert ms.verify_password("pleaseletmein", stored)
 
 
+def test_a_hash_of_django_is_verified() -> None:
+    # RFC 7914, section 11, first vector of PBKDF2-HMAC-SHA-256, cut to 32 bytes
+    stored = "pbkdf2_sha256$1$salt$VawEblbjCJ/sFpHCJUS2BflBhSFt3gRl5oudV8INrLw="
+    assert ms.verify_password("passwd", stored)
+    assert not ms.verify_password("password", stored)
+
+
 # --- ES256
 
 # From C2SP/wycheproof (Apache-2.0), ecdsa_secp256r1_sha256_p1363_test.json
@@ -3500,9 +3507,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     assert (held.exists(), spare.missed_at) == (True, None)
 
 
-def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch):
-    few = types.SimpleNamespace(f_bavail=ms.SPARE_BYTES - 1, f_frsize=1)
-    monkeypatch.setattr(ms.os, "statvfs", lambda _: few)
+@pytest.mark.parametrize("call", ["statvfs", "posix_fallocate"])
+def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch, call):
+    def answer(*_: Any) -> Any:
+        if call == "statvfs":
+            return types.SimpleNamespace(f_bavail=ms.SPARE_BYTES - 1, f_frsize=1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ms.os, call, answer)
     spare = ms.SpareSpace(tmp_path / "index")
     spare.hold()
     assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
@@ -3549,6 +3561,18 @@ def test_an_index_that_is_too_large_to_check_at_its_opening_is_checked_later(
         opened.on_damage = said.append
         opened.check()
     assert (len(said), ms.damage_mark(index.path).exists()) == (is_harmed, is_harmed)
+
+
+def test_a_content_is_nowhere_once_the_last_of_its_files_has_another(index):
+    def put(path: str, letter: str) -> Any:
+        asset = ms.Asset(letter * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", path, asset.sha256, 1, 2, 3.0, 4.0)
+        return index.write(functools.partial(index.files.put, file=file, asset=asset))
+
+    found = [put("1.png", "a"), put("2.png", "a"), put("1.png", "b"), put("1.png", "b")]
+    assert found == [None] * 4
+    assert put("2.png", "b") == "a" * 64
+    assert index.read("SELECT sha256 FROM asset").fetchall() == [("b" * 64,)]
 
 
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
@@ -5838,6 +5862,20 @@ def test_a_folder_that_is_away_is_named_where_files_were_in_it(scanning, capsys)
     assert set(scanning.states()) == {"a.png"}
 
 
+def test_every_worker_knows_what_was_mounted_below_and_is_away(scanning, monkeypatch):
+    other = ms.Mounts(scanning.index, scanning.scanner.progress)
+    assert other.absent(scanning.folder) == []
+    fill(scanning.path, {"a.png": png(), "usb/b.png": png()})
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "mounts_below", lambda path: frozenset({("usb", "1")}))
+        assert scanning.scanner.scan()
+        assert other.absent(scanning.folder) == []
+    shutil.rmtree(scanning.path / "usb")
+    assert other.absent(scanning.folder) == ["usb"]
+    scanning.scanner.scan()
+    assert set(scanning.states()) == {"a.png", "usb/b.png"}
+
+
 def test_a_scan_reads_what_is_new_or_changed_and_nothing_else(scanning, monkeypatch):
     read, real = list[str](), ms.describe
 
@@ -7547,6 +7585,29 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     hot = ms.HotFile("", "", os.stat("."), content, access=ms.OPEN, route=0)
     ms.App.remember(app, f"/{999:060000}", hot)
     assert app.hot_bytes == before
+
+
+def test_a_connection_whose_request_was_there_before_it_was_taken_in_is_kept(
+    bare_server, monkeypatch
+):
+    begun, going_on = threading.Event(), threading.Event()
+
+    def inline(head: ms.RequestHead, turn: int) -> ms.Response:
+        begun.set()
+        assert head.path != "/wait" or going_on.wait(DEADLINE)
+        return ms.Response()
+
+    monkeypatch.setattr(bare_server.service, "inline", inline)
+    with Raw(bare_server) as other:
+        other.send(get_line("/wait"))
+        assert begun.wait(DEADLINE)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/a"))
+            going_on.set()
+            wait_until(lambda: states(bare_server)[ms.State.IDLE] == 2)
+            for _ in range(2):
+                assert raw.answer().status == 200
+                raw.send(get_line("/a"))
 
 
 def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(bare_server):
@@ -9386,6 +9447,21 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     running = start()
     assert user.on(running).login()[0] == 200
     assert running.get("/media").json["count"] == 0
+
+
+def test_on_a_full_disk_renditions_are_made_for_who_asks(start, tmp_path, mount, pillow):
+    place = mount(tmp_path / "pictures")
+    running = start(reserve_bytes="0")
+    sha256 = running.upload(png(300, 200)).json["sha256"]
+    paths = (f"/thumbnail/{sha256}", f"/preview/{sha256}?size=320")
+    before = [running.get(path).body for path in paths]
+    shutil.rmtree(place / ".thumbnails")
+    shutil.rmtree(running.data / "previews")
+    fill_up(place)
+    assert [(running.get(path).status, running.get(path).body) for path in paths] == [
+        (200, body) for body in before
+    ]
+    assert not [*place.glob(".thumbnails/*.png"), *running.data.glob("previews/*.*")]
 
 
 # Faults of the disk
