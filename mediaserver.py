@@ -5614,7 +5614,12 @@ class Tree:
 
     def is_missing(self) -> bool:
         """Return whether the root is not there, or holds no file though some are known."""
-        return not self.is_there() or not (self.holds_files() or self.is_new())
+        return not (self.is_there() and self._holds_what_is_known())
+
+    def _holds_what_is_known(self) -> bool:
+        """Return whether there is any file, where some are known."""
+        # In this order: what another process stores is here before it is known.
+        return self.is_new() or self.holds_files()
 
     def identity(self) -> object:
         """Return what is equal before and after a scan of one tree; None where it is missing."""
@@ -5627,7 +5632,7 @@ class Tree:
         # A disk that is back may have another number. Only the owner's folder could have got
         # `.incoming/` while its disk was away: from a version that did not look.
         served = self.make and Place(descriptor, INCOMING).exists()
-        if not (served or self.holds_files() or self.is_new()):
+        if not (served or self._holds_what_is_known()):
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         self._identity = inode(os.fstat(descriptor))
 
