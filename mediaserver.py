@@ -11,13 +11,13 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 49       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 48       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Dispatcher.finish
-# upload, 136    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 134    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Exchange.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 183    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 180    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 40   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -7476,7 +7476,7 @@ class Thumbnails:
             for cache in self.caches[: 1 if public_only else 2]:
                 cache.remove(sha256, THUMBNAIL)
             if not public_only:
-                self.previews.remove(sha256, *PREVIEWS)
+                self.previews.remove(sha256, THUMBNAIL, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
@@ -8601,11 +8601,21 @@ class Renditions:
                 thumbnails.remove(asset.sha256)
         return outcome
 
-    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """Return the preview of an asset, made now if it is not at hand; OSError as above."""
-        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE:
-            return outcome
+    def ensure(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """Return a rendition of an asset, made now if it is not at hand, and kept if it can be.
+
+        OSError where the file cannot be opened.
+        """
+        try:
+            outcome = self.ensure_thumbnail(file, asset)  # known: whether there can be any
+            if outcome is not Outcome.MADE:
+                return outcome
+            if rendition == THUMBNAIL:
+                return self.thumbnails.cache_of(file).read(asset.sha256)
+        except Unavailable:
+            raise
+        except OSError:  # as on a full disk: the rendition is made for each who asks
+            pass
         return self.thumbnails.preview(self.folders[file.root], file, asset, rendition)
 
 
@@ -10042,6 +10052,7 @@ class Buffers(threading.local):
 class State(enum.IntEnum):
     """Where a connection is; see WAITS."""
 
+    NEW = enum.auto()  # nothing was read, and the selector does not wait for it yet
     IDLE = enum.auto()  # no request has begun
     HEAD = enum.auto()  # some of a head is here
     BODY = enum.auto()  # the head is accepted, some of the body is not here
@@ -10051,7 +10062,7 @@ class State(enum.IntEnum):
     CLOSED = enum.auto()
 
 
-IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+NEW, IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
@@ -10086,7 +10097,7 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = IDLE
+        self.state = NEW
         self.event = 0  # that the selector waits for
         self.deadline = 0.0  # of the state; this and the others are monotonic seconds
         self.due = self.latest = 0.0  # when more of a head or body must be here, and all of a head
@@ -10783,10 +10794,10 @@ class Server(ThreadingHTTPServer):
             self.runner.step(Connection(sock, address[0], self), self._welcome)
 
     def _welcome(self, connection: Connection) -> State | None:
-        """Wait for a request on a new connection; 503 where there is no room."""
+        """Take the request on a new connection, or wait for it; 503 where there is no room."""
         connections = self.connections
         if connections.descriptors < connections.most_descriptors or connections.make_room():
-            return HEAD
+            return self._on_ready(connection) or HEAD  # it is here already, as a rule
         connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
         return self.runner.proceed(connection)
 
@@ -12006,12 +12017,14 @@ class BodyReader(Protocol):
 
     def pause(self) -> None:
         """Let go of what is not needed while no more comes."""
+        return None  # of a text, all of it is
 
     def finish(self) -> Mapping[str, Any]:
         """Return the values of the fields in a body that is complete; 400 if it is malformed."""
 
     def discard(self) -> None:
-        """Forget what has come."""
+        """Forget what has come, beside the request's upload."""
+        return None
 
 
 def open_body(
@@ -12076,14 +12089,8 @@ class TextBody(BodyReader):
         self._content += piece
         self._check(len(self._content))
 
-    def pause(self) -> None:
-        return None  # all of it is needed
-
     def finish(self) -> Mapping[str, Any]:
         return self._parse(bytes(self._content))
-
-    def discard(self) -> None:
-        self._content.clear()
 
 
 def parse_urlencoded(text: bytes) -> dict[str, Any]:
@@ -12095,11 +12102,13 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     """Return the fields of a form; raises ValidationError with all that is wrong with it."""
     problems: list[FieldError] = []
     has_upload = request.has_upload or request.upload is not None
-    if spec.upload and spec.upload.required and not has_upload:
-        message = f"is required: send {body_in_words(spec)}"
-        problems.append(FieldError("body", spec.upload.name, message, "missing"))
-    if spec.upload and not has_upload and values.get(spec.upload.name):
-        problems.append(no_file(spec.upload))
+    if spec.upload and not has_upload:
+        name = spec.upload.name
+        if values.get(name):
+            problems.append(FieldError("body", name, "must be a file, not a text", "file"))
+        elif spec.upload.required:
+            message = f"is required: send {body_in_words(spec)}"
+            problems.append(FieldError("body", name, message, "missing"))
     where, wrapper = "body", spec.wrapper
     if wrapper and wrapper in values:
         values, where = values[wrapper], f"body/{wrapper}"
@@ -12113,11 +12122,6 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
-
-
-def no_file(upload: UploadSpec) -> FieldError:
-    """Return the problem of a text in the place of a file."""
-    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -12148,7 +12152,7 @@ JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a l
 class FormBody(BodyReader):
     """A multipart form: its declared text fields are kept, its file goes to its folder.
 
-    The file is in `request.upload` when its part is complete.
+    The file is in `request.upload` from its part's beginning.
     """
 
     def __init__(self, request: Request, spec: BodySpec, boundary: str) -> None:
@@ -12159,17 +12163,14 @@ class FormBody(BodyReader):
         if (request.head.content_length or 0) > self._limit.size + FORM_SLACK_BYTES:
             raise HTTPError(413, self._limit.sentence)
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
-        self._part: Part | None = None  # that is being read
-        self._receiving: Incoming | None = None  # where its content goes if it is the file
+        self._receiving: Incoming | None = None  # where the part's content goes if it is the file
         self._text = bytearray()  # its content if it is not
         self._text_bytes = 0  # of all parts
-        self._values: dict[str, str] = {}
+        self._texts: dict[str, bytearray] = {}  # by name, the last of each
 
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
             if isinstance(event, Part):
-                if self._part is not None:
-                    self._end(self._part)
                 self._begin(event)
             elif self._receiving is not None:
                 self._receiving.feed(event)
@@ -12177,11 +12178,18 @@ class FormBody(BodyReader):
                 self._add_text(event)
 
     def _begin(self, part: Part) -> None:
-        self._part = part
-        if self._upload and part.name == self._upload.name and part.filename:
-            self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
-        elif part.filename and part.name in self._declared:
+        request, upload, self._receiving = self._request, self._upload, None
+        is_upload = upload is not None and part.name == upload.name
+        if upload and is_upload and part.filename:
+            self._receiving = begin_upload(request, upload, part.filename, self._limit)
+            self._receiving.filename = part.filename
+            request.upload = self._receiving
+            return
+        if part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
+        self._text = bytearray()
+        if is_upload or (part.filename is None and part.name in self._declared):
+            self._texts[part.name] = self._text
 
     def _add_text(self, data: memoryview) -> None:
         self._text_bytes += len(data)
@@ -12190,34 +12198,15 @@ class FormBody(BodyReader):
             raise HTTPError(413, detail)
         self._text += data
 
-    def _end(self, part: Part) -> None:
-        if self._receiving is not None:
-            self._request.upload = self._receiving.finish()
-            self._request.upload.filename = part.filename or ""
-            self._receiving = None
-            return
-        text, self._text = self._text, bytearray()
-        if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(no_file(self._upload))
-        if part.filename is None and part.name in self._declared:
-            self._values[part.name] = decode_field(part.name, text)
-
     def pause(self) -> None:
-        if self._receiving is not None:
-            self._receiving.pause()
-        elif self._request.upload is not None:
+        if self._request.upload is not None:
             self._request.upload.pause()
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
-        if self._part is not None:
-            self._end(self._part)
-        return self._values
-
-    def discard(self) -> None:
-        if self._receiving is not None:
-            self._receiving.discard()
-            self._receiving = None
+        if self._request.upload is not None:
+            self._request.upload.finish()
+        return {name: decode_field(name, text) for name, text in self._texts.items()}
 
 
 class FileBody(BodyReader):
@@ -12230,8 +12219,8 @@ class FileBody(BodyReader):
         limit = upload_limit(request, upload)
         if (request.head.content_length or 0) > limit.size:
             raise HTTPError(413, limit.sentence)
-        self._request = request
-        self._receiving = begin_upload(request, upload, "", limit)
+        self._path = request.head.path
+        self._receiving = request.upload = begin_upload(request, upload, "", limit)
 
     def feed(self, piece: memoryview) -> None:
         self._receiving.feed(piece)
@@ -12240,14 +12229,10 @@ class FileBody(BodyReader):
         self._receiving.pause()
 
     def finish(self) -> Mapping[str, Any]:
-        path, incoming = self._request.head.path, self._receiving.finish()
-        extension = incoming.facts.extension if incoming.facts else "bin"
-        incoming.filename = f"{last_segment(path)}.{extension}"
-        self._request.upload = incoming
+        facts = self._receiving.finish().facts
+        extension = facts.extension if facts else "bin"
+        self._receiving.filename = f"{last_segment(self._path)}.{extension}"
         return {}
-
-    def discard(self) -> None:
-        self._receiving.discard()
 
 
 def last_segment(path: str) -> str:
@@ -13370,15 +13355,7 @@ def thumbnail_response(
 ) -> Response:
     """Answer with a thumbnail, which is made if need be."""
     app = request.app
-    try:
-        with app.disk(file.root):
-            outcome = app.renditions.ensure_thumbnail(file, asset)
-            if outcome is not Outcome.MADE:
-                raise no_rendition("thumbnail", outcome)
-            data = app.thumbnails.cache_of(file).read(asset.sha256)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    content = rendered_content(app, file, data)
+    content = rendered_content(app, file, make_rendition(app, file, asset, THUMBNAIL))
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
         return content_response(request.head, content)
@@ -13391,11 +13368,19 @@ def thumbnail_response(
     return content_response(request.head, content)
 
 
-def no_rendition(thing: str, outcome: Outcome) -> HTTPError:
-    """Return the error that says why there is none: 404, or 503 where that may change."""
-    if outcome is Outcome.FAILED:
-        return HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
-    return HTTPError(404, f"There is no {thing} of this file.")
+def make_rendition(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
+    """Return a rendition, which is made if need be; 404, or 503 where that may change."""
+    try:
+        with app.disk(file.root):
+            made = app.renditions.ensure(file, asset, rendition)
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
+    thing = "thumbnail" if rendition == THUMBNAIL else "preview"
+    if made is Outcome.FAILED:
+        raise HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
+    if isinstance(made, Outcome):
+        raise HTTPError(404, f"There is no {thing} of this file.")
+    return made
 
 
 def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Content:
@@ -15002,7 +14987,7 @@ def stripped_response(request: Request, file: File, asset: Asset) -> Response:
             detail = "This file cannot be sent without what it says of its making."
             raise HTTPError(404, detail) from None
         largest = Rendition("JPEG", PREVIEW_SIZES[-1])  # which says nothing either
-        preview = make_preview(request.app, file, asset, largest)
+        preview = make_rendition(request.app, file, asset, largest)
         content = rendered_content(request.app, file, preview)
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     return long_response(request, content)
@@ -15023,18 +15008,6 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
                 raise FileChanged
     digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
-
-
-def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
-    """Return a preview of a picture, which is made if need be; 404, 503."""
-    try:
-        with app.disk(file.root):
-            made = app.renditions.ensure_preview(file, asset, rendition)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    if isinstance(made, Outcome):
-        raise no_rendition("preview", made)
-    return made
 
 
 # -- Trash -------------------------------------------------------------------------------
@@ -15454,7 +15427,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
     with contextlib.suppress(OSError):
         return respond(app.thumbnails.previews.read(asset.sha256, rendition))
-    return Deferred("decoder", lambda: respond(make_preview(app, file, asset, rendition)))
+    return Deferred("decoder", lambda: respond(make_rendition(app, file, asset, rendition)))
 
 
 def stored_json(request: Request, hashes: Iterable[str]) -> dict[str, Any]:

@@ -221,12 +221,12 @@ def exif(date: str = "", orientation: int = 1) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + detail
 
 
+def jpeg_segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
 def jpeg(width: int = 16, height: int = 8, **tags: Any) -> bytes:
     """A grey baseline JPEG, with Exif if `date` or `orientation` is given."""
-
-    def segment(marker: int, data: bytes) -> bytes:
-        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-
     one_code = bytes([1, *[0] * 15, 0])  # a single Huffman code, "0", for the symbol 0
     blocks = -(-width // 8) * -(-height // 8)
     bits = "00" * blocks  # of each block: no difference, end of block
@@ -234,12 +234,12 @@ def jpeg(width: int = 16, height: int = 8, **tags: Any) -> bytes:
     return b"".join(
         [
             b"\xff\xd8",
-            segment(0xE1, exif(**tags)) if tags else b"",
-            segment(0xFE, unique()),
-            segment(0xDB, b"\0" + b"\x01" * 64),
-            segment(0xC0, struct.pack(">BHHBBBB", 8, height, width, 1, 1, 0x11, 0)),
-            segment(0xC4, b"\x00" + one_code + b"\x10" + one_code),
-            segment(0xDA, b"\x01\x01\x00\x00\x3f\x00"),
+            jpeg_segment(0xE1, exif(**tags)) if tags else b"",
+            jpeg_segment(0xFE, unique()),
+            jpeg_segment(0xDB, b"\0" + b"\x01" * 64),
+            jpeg_segment(0xC0, struct.pack(">BHHBBBB", 8, height, width, 1, 1, 0x11, 0)),
+            jpeg_segment(0xC4, b"\x00" + one_code + b"\x10" + one_code),
+            jpeg_segment(0xDA, b"\x01\x01\x00\x00\x3f\x00"),
             int(bits, 2).to_bytes(len(bits) // 8, "big"),
             b"\xff\xd9",
         ]
@@ -2450,8 +2450,7 @@ def exif_tiff(order: str = "<", **changes: bytes) -> bytes:
 
 def jpeg_of(*segments: tuple[int, bytes], frame: int = 0xC0) -> bytes:
     segments = (*segments, (frame, struct.pack(">BHHB", 8, 30, 40, 3) + bytes(9)))
-    parts = [struct.pack(">BBH", 255, kind, len(body) + 2) + body for kind, body in segments]
-    return b"\xff\xd8" + b"".join(parts) + b"\xff\xda"
+    return b"\xff\xd8" + b"".join(jpeg_segment(*each) for each in segments) + b"\xff\xda"
 
 
 def full(version: int, *body: bytes) -> bytes:
@@ -5142,7 +5141,7 @@ def test_the_small_picture_in_exif_stands_in_only_if_it_has_the_shape_of_the_pic
     pillow.new("RGB", (800, 400), RED).save(tmp_path / "a.jpg")
     whole = (tmp_path / "a.jpg").read_bytes()
     exif = b"Exif\0\0" + exif_tiff() + small.getvalue()
-    app1 = struct.pack(">BBH", 0xFF, 0xE1, len(exif) + 2) + exif
+    app1 = jpeg_segment(0xE1, exif)
     (tmp_path / "a.jpg").write_bytes(whole[:2] + app1 + whole[2:])
     assert [make(thumbnails, tmp_path / "a.jpg").getpixel((9, 9))] == near(RED)
     (tmp_path / "a.jpg").write_bytes(whole[:2] + app1 + whole[2:200])  # no pixel is left
@@ -7604,6 +7603,29 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     assert app.hot_bytes == before
 
 
+def test_a_connection_whose_request_was_there_before_it_was_taken_in_is_kept(
+    bare_server, monkeypatch
+):
+    begun, going_on = threading.Event(), threading.Event()
+
+    def inline(head: ms.RequestHead, turn: int) -> ms.Response:
+        begun.set()
+        assert head.path != "/wait" or going_on.wait(DEADLINE)
+        return ms.Response()
+
+    monkeypatch.setattr(bare_server.service, "inline", inline)
+    with Raw(bare_server) as other:
+        other.send(get_line("/wait"))
+        assert begun.wait(DEADLINE)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/a"))
+            going_on.set()
+            wait_until(lambda: states(bare_server)[ms.State.IDLE] == 2)
+            for _ in range(2):
+                assert raw.answer().status == 200
+                raw.send(get_line("/a"))
+
+
 def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(bare_server):
     with contextlib.ExitStack() as stack:
         body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
@@ -9441,6 +9463,21 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     running = start()
     assert user.on(running).login()[0] == 200
     assert running.get("/media").json["count"] == 0
+
+
+def test_on_a_full_disk_renditions_are_made_for_who_asks(start, tmp_path, mount, pillow):
+    place = mount(tmp_path / "pictures")
+    running = start(reserve_bytes="0")
+    sha256 = running.upload(png(300, 200)).json["sha256"]
+    paths = (f"/thumbnail/{sha256}", f"/preview/{sha256}?size=320")
+    before = [running.get(path).body for path in paths]
+    shutil.rmtree(place / ".thumbnails")
+    shutil.rmtree(running.data / "previews")
+    fill_up(place)
+    assert [(running.get(path).status, running.get(path).body) for path in paths] == [
+        (200, body) for body in before
+    ]
+    assert not [*place.glob(".thumbnails/*.png"), *running.data.glob("previews/*.*")]
 
 
 # Faults of the disk
@@ -13880,15 +13917,10 @@ def sent_by_a_link(content: bytes) -> bytes:
 def test_a_stripped_jpeg_has_no_thumbnail_and_no_segment_but_for_its_colours():
     image_module, out = need("PIL.Image"), io.BytesIO()
     image_module.effect_noise((60, 40), 50).convert("CMYK").save(out, "JPEG")  # with Adobe's
-    content = out.getvalue()
-
-    def segment(marker: int, data: bytes) -> bytes:
-        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-
-    jfif = b"JFIF\0\1\2\1\0H\0H"
-    said = segment(0xE0, jfif + b"\3\1SECRET..." + b"SECRET")
-    said += segment(0xE0, b"JFXX\0\x10SECRET") + segment(0xFE, b"SECRET")
-    said += b"".join(segment(marker, b"SECRET" * 9) for marker in range(0xE1, 0xF0))
+    content, jfif = out.getvalue(), b"JFIF\0\1\2\1\0H\0H"
+    said = jpeg_segment(0xE0, jfif + b"\3\1SECRET..." + b"SECRET")
+    said += jpeg_segment(0xE0, b"JFXX\0\x10SECRET") + jpeg_segment(0xFE, b"SECRET")
+    said += b"".join(jpeg_segment(marker, b"SECRET" * 9) for marker in range(0xE1, 0xF0))
     told = content[:2] + said + content[2:]
     sent = sent_by_a_link(told + b"SECRET")
     assert b"SECRET" not in sent and b"Adobe" in sent
