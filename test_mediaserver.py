@@ -5767,7 +5767,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
 
 
 def test_a_root_that_becomes_another_one_during_a_scan_loses_nothing(
-    scanning, monkeypatch, tmp_path
+    scanning, monkeypatch, tmp_path, capsys
 ):
     fill(scanning.path, {"a.png": png(), "b.png": png()})
     assert scanning.scanner.scan()
@@ -5781,6 +5781,7 @@ def test_a_root_that_becomes_another_one_during_a_scan_loses_nothing(
         patch.setattr(scanning.index.files, "in_order", after(scanning.index.files.in_order, swap))
         assert not scanning.scanner.scan()
     assert set(scanning.states()) == {"a.png", "b.png", "c.png"}
+    assert f"{scanning.path} is another folder" in capsys.readouterr().err
     assert scanning.scanner.scan()
     assert set(scanning.states()) == {"c.png"}
 
@@ -7561,6 +7562,7 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
+    assert 2 * bare_server.downloads._most < bare_server.connections.most_descriptors
     bare_server.downloads._most, bare_server.downloads._each = 3, 2
     with contextlib.ExitStack() as stack:
 
