@@ -7274,6 +7274,7 @@ def bare_server(request, monkeypatch):
     assert not thread.is_alive()
     close_bare(bare)
     counts = bare.connections
+    assert not counts.held
     assert counts.descriptors == counts.in_flight == bare.bodies._all == bare.downloads._all == 0
 
 
