@@ -5616,7 +5616,12 @@ class Tree:
 
     def is_missing(self) -> bool:
         """Return whether the root is not there, or holds no file though some are known."""
-        return not self.is_there() or not (self.holds_files() or self.is_new())
+        return not (self.is_there() and self._holds_what_is_known())
+
+    def _holds_what_is_known(self) -> bool:
+        """Return whether there is any file, where some are known."""
+        # In this order: what another process stores is here before it is known.
+        return self.is_new() or self.holds_files()
 
     def identity(self) -> object:
         """Return what is equal before and after a scan of one tree; None where it is missing."""
@@ -5629,7 +5634,7 @@ class Tree:
         # A disk that is back may have another number. Only the owner's folder could have got
         # `.incoming/` while its disk was away: from a version that did not look.
         served = self.make and Place(descriptor, INCOMING).exists()
-        if not (served or self.holds_files() or self.is_new()):
+        if not (served or self._holds_what_is_known()):
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         self._identity = inode(os.fstat(descriptor))
 
@@ -15469,8 +15474,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
-    logins = (item.number for item in ROUTES if item.handler is login)
-    failed_logins = sum(meter.answers(number).get(401, 0) for number in logins)
+    logins = [meter.answers(item.number).get(401, 0) for item in ROUTES if item.handler is login]
     build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
     return [
         ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
@@ -15495,7 +15499,7 @@ def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
          count_renditions(app.thumbnails)),
         ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
          app.thumbnails.restarts[0]),
-        ("failed_logins_total", "counter", "logins refused", failed_logins),
+        ("failed_logins_total", "counter", "logins refused", sum(logins)),
         ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
         ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
         ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
