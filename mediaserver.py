@@ -9926,7 +9926,9 @@ class FileSlice:
         self.count = count
         self.before = before
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
+        """Return the bytes that are left: len() has 2 GiB at most where addresses have 32 bits."""
         return len(self.before) + self.count
 
     def fetch(self, source: SlowReader) -> None:
@@ -9966,7 +9968,10 @@ class Response:
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
-        self.length = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        segments = [body] if isinstance(body, bytes) else body
+        self.length = sum(
+            each.length if isinstance(each, FileSlice) else len(each) for each in segments
+        )
         self.resource = resource  # closed when the answer is over
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None

@@ -7597,6 +7597,15 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
         assert raw.answer("HEAD").status == 200
 
 
+def test_a_file_may_be_larger_than_what_the_machine_addresses(bare_server):
+    """Where addresses have 32 bits, as on many a Raspberry Pi, that is 2 GiB: a video has more."""
+    bare_server.service.size = sys.maxsize + 1
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file", method="HEAD"))
+        answer = raw.answer("HEAD")
+    assert (answer.status, answer.headers["Content-Length"]) == (200, str(sys.maxsize + 1))
+
+
 def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
     bare_server.connections.most_descriptors = 3
     with contextlib.ExitStack() as stack:
