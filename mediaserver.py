@@ -9926,11 +9926,6 @@ class FileSlice:
         self.count = count
         self.before = before
 
-    @property
-    def length(self) -> int:
-        """Return the bytes that are left: len() has 2 GiB at most where addresses have 32 bits."""
-        return len(self.before) + self.count
-
     def fetch(self, source: SlowReader) -> None:
         """Put the next bytes of a slow source behind what goes before."""
         piece = source.read_at(self.offset, self.count)
@@ -9951,6 +9946,13 @@ class FileSlice:
 Segment = bytes | memoryview | FileSlice
 
 
+def length_of(segment: Segment) -> int:
+    """Return the bytes of a segment: len() has 2 GiB at most where addresses have 32 bits."""
+    if isinstance(segment, FileSlice):
+        return len(segment.before) + segment.count
+    return len(segment)
+
+
 class Response:
     """An answer; `body` is bytes, or segments."""
 
@@ -9968,10 +9970,7 @@ class Response:
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
-        segments = [body] if isinstance(body, bytes) else body
-        self.length = sum(
-            each.length if isinstance(each, FileSlice) else len(each) for each in segments
-        )
+        self.length = len(body) if isinstance(body, bytes) else sum(map(length_of, body))
         self.resource = resource  # closed when the answer is over
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
