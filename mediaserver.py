@@ -9979,10 +9979,10 @@ class Response:
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
-        segments = [body] if isinstance(body, bytes) else body
-        self.length = sum(
-            each.length if isinstance(each, FileSlice) else len(each) for each in segments
-        )
+        self.length = (
+            len(body) if isinstance(body, bytes)
+            else sum(each.length if isinstance(each, FileSlice) else len(each) for each in body)
+        )  # fmt: skip
         self.resource = resource  # closed when the answer is over
         # What is before and behind the date in the head, where it is often sent
         self.prepared: tuple[bytes, bytes] | None = None
