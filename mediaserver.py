@@ -3926,13 +3926,27 @@ class IndexCursor(sqlite3.Cursor):
 
 
 class IndexConnection(sqlite3.Connection):
-    """A connection that tells of damage, and is closed when its thread has ended."""
+    """A connection that tells of damage, and is closed when nothing needs it."""
 
     on_damage: Callable[[str], None]
 
     def __del__(self) -> None:
         with contextlib.suppress(sqlite3.ProgrammingError):  # it could not be opened
             self.close()
+
+
+class ThreadConnection:
+    """Has a thread's own connection, which is closed when the thread ends.
+
+    Alone it would stay open until garbage is collected: its cache of statements refers to it.
+    """
+
+    def __init__(self, connection: IndexConnection) -> None:
+        self.connection = connection
+        self.counts: dict[Any, tuple[int, int]] = {}
+
+    def __del__(self) -> None:
+        self.connection.close()
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before a checkpoint
@@ -4037,7 +4051,7 @@ class Index:
         self.albums = Albums(self)
         self.uploads = Uploads(self, OpenUpload, "upload")
 
-    def _connect(self, cache_kib: int) -> Database:
+    def _connect(self, cache_kib: int) -> IndexConnection:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
         connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
         connection.on_damage = self.report_damage
@@ -4053,11 +4067,10 @@ class Index:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
         if db is not None:
             return db.execute(sql, values)
-        connection: Database | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect(cache_kib=1024)
-            self._local.counts = {}
-        cursor = IndexCursor(connection)
+        own: ThreadConnection | None = getattr(self._local, "own", None)
+        if own is None:
+            own = self._local.own = ThreadConnection(self._connect(cache_kib=1024))
+        cursor = IndexCursor(own.connection)
         cursor.execute(sql, values)
         return cursor
 
@@ -4065,7 +4078,7 @@ class Index:
         """Return how many rows there are; they are counted again once anything was written."""
         # https://www.sqlite.org/pragma.html#pragma_data_version: of this thread's own connection
         version = self.value("PRAGMA data_version")
-        counts: dict[Any, tuple[int, int]] = self._local.counts
+        counts: dict[Any, tuple[int, int]] = self._local.own.counts
         known, count = counts.get((rows, values), (None, 0))
         if known != version:
             count = self.value(f"SELECT count(*) FROM {rows}", *values)

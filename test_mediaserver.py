@@ -3324,6 +3324,22 @@ def index(tmp_path: Path) -> Iterator[ms.Index]:
         yield opened
 
 
+def test_a_threads_connection_is_closed_when_the_thread_ends(index):
+    """Each look at the folder for /health is a thread: descriptors ran out before garbage did."""
+    used: list[sqlite3.Connection] = []
+    thread = threading.Thread(target=lambda: used.append(index.read("SELECT 1").connection))
+    thread.start()
+    thread.join()
+
+    def is_closed() -> bool:
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            used[0].execute("SELECT 1")
+            return False
+        return True
+
+    wait_until(is_closed)
+
+
 def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
     """How SQLite goes about each SELECT that `ask` has the index run."""
     run, read = [], index.read
