@@ -18556,7 +18556,8 @@ def test_a_folders_owner_gains_nothing_and_loses_nothing_when_root_runs_setup(
         pytest.skip("only root can make users")
     need("setfacl")
     (tmp_path / "layers").mkdir()
-    environment = {**machine.environment, "DESTDIR": "", "PATH": os.environ["PATH"]}
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    environment = {**machine.environment, "DESTDIR": "", "PATH": path}
     code, said = said_by(
         need("unshare"), "--mount", "sh", "-c", ANOTHER_MACHINE, "sh", tmp_path / "layers",
         "sh", machine.source / "setup.sh", "--port", server.port, env=environment,
