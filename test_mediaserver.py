@@ -18556,7 +18556,7 @@ def test_a_folders_owner_gains_nothing_and_loses_nothing_when_root_runs_setup(
         pytest.skip("only root can make users")
     need("setfacl")
     (tmp_path / "layers").mkdir()
-    path = f"{os.environ['PATH']}:/usr/sbin"
+    path = f"{os.environ['PATH']}:/usr/local/bin:/usr/sbin"
     environment = {**machine.environment, "DESTDIR": "", "PATH": path}
     code, said = said_by(
         need("unshare"), "--mount", "sh", "-c", ANOTHER_MACHINE, "sh", tmp_path / "layers",
