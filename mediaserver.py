@@ -18740,39 +18740,60 @@ def get_root(app: App, request: Request) -> Response:
 # that names the setting, and exit status 2.
 
 
-class Option(NamedTuple):
-    """An option of a command, which is given its value under its name."""
-
-    name: str  # with _
-    takes: str = ""  # the value as the usage shows it: DAYS; a flag takes none
-    parse: Callable[[str], Any] = str
-    parameter: str = ""  # where that cannot have the option's name
-
-    def __str__(self) -> str:
-        return f"[{f'--{self.name} {self.takes}'.strip().replace('_', '-')}]"
+Argument = tuple[str, dict[str, Any]]  # what argparse's add_argument takes: a name, and the rest
 
 
 class Command(NamedTuple):
-    """Something that the program does by `run(settings, *words, **options)`."""
+    """Something that the program does by `run(settings, **arguments)`."""
 
     name: str  # one word or two
-    takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
-    help: str
     run: Callable[..., int | None]  # an exit status other than 0
-    options: tuple[Option, ...] = ()
+    arguments: tuple[Argument, ...]
 
     @property
     def usage(self) -> str:
         """Return the command as the help shows it: its name, words and options."""
-        return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
+        shown = [self.name]
+        for name, more in self.arguments:
+            takes = more.get("metavar", "") + "..." * ("nargs" in more)
+            text = f"{name} {takes}".strip() if name.startswith("-") else takes
+            shown.append(f"[{text}]" if text.startswith("-") and "required" not in more else text)
+        return " ".join(shown)
 
-    def fits(self, words: Sequence[str]) -> bool:
-        """Return whether these words can follow: each that it takes, more where that has dots."""
-        most = math.inf if self.takes.endswith("...") else len(self.takes.split())
-        return len(self.takes.split()) <= len(words) <= most
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of the command's own arguments; without defaults, which `run` has."""
+        parser = argparse.ArgumentParser(
+            usage=f"python3 mediaserver.py {self.usage} --storage_dir DIR [options]",
+            description=f"{summary_of(self.run)}. Other options: python3 mediaserver.py --help",
+            prog="mediaserver.py", add_help=False, allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )  # fmt: skip
+        for name, more in self.arguments:
+            parser.add_argument(name, **more)
+        return parser
 
 
-AS_JSON = Option("json", parameter="as_json")
+def option(
+    name: str, help: str, takes: str = "", parse: Callable[[str], Any] = str, **more: Any
+) -> Argument:
+    """Return an option of a command, a flag if it takes nothing.
+
+    The text of a ValueError of `parse` is what is shown for a wrong value.
+    """
+
+    def parse_or_tell(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:  # argparse would show its type alone
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    kind = {"metavar": takes, "type": parse_or_tell} if takes else {"action": "store_true"}
+    return name, {"help": help, **kind, **more}
+
+
+ACCOUNT: Argument = "name", {"metavar": "NAME"}
+SOURCE: Argument = "source", {"metavar": "SOURCE"}
+AS_JSON = option("--json", "print it as JSON", dest="as_json")
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -18790,30 +18811,21 @@ COMMANDS: dict[str, Command] = {}
 Run = TypeVar("Run", bound=Callable[..., int | None])
 
 
-def command(name: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
+def command(name: str, *arguments: Argument) -> Callable[[Run], Run]:
     """Declare the decorated function as a command; its docstring begins with the help."""
 
     def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(name, takes, summary_of(run), run, options)
+        COMMANDS[name] = Command(name, run, arguments)
         return run
 
     return declare
 
 
-def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
-    """Return the command that is called, `serve` where none is, and the words that it is given."""
-    for count in (2, 1):
-        found = COMMANDS.get(" ".join(words[:count]) or "serve")
-        if found:
-            rest = list(words[count:])
-            return (found, rest) if found.fits(rest) else None
-    return None
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser, with a help from the table of settings and the commands."""
+    """Return the parser of the settings, with a help that has the commands, too."""
     commands = "\n".join(
-        f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
+        f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34}"
+        f" {summary_of(item.run)}"
         for item in COMMANDS.values()
     )
     hidden = ", ".join(name.upper() for name, spec in SETTINGS.items() if spec.secret)
@@ -18829,70 +18841,56 @@ def build_parser() -> argparse.ArgumentParser:
         "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
         "2, what was called is not understood; 130, it was interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False,
+    )  # fmt: skip
+    parser.add_argument("-h", "--help", action="store_true", help="show this, or a COMMAND's help")
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
     for name, spec in SETTINGS.items():
         if not spec.secret:
             text = f"{spec.help} ({spec.shown or str(spec.default).lower()})"
             bare: Any = {"nargs": "?", "const": "true"} if isinstance(spec.default, bool) else {}
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"), **bare)
-    for option in {option for item in COMMANDS.values() for option in item.options}:
-        action = "store" if option.takes else "store_true"
-        hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
-        parser.add_argument(f"--{option.name}", action=action, **hidden_help)
     return parser
-
-
-def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
-    """Take the command's own options out of what was given; SettingError for a bad value."""
-    values = {}
-    for option in found.options:
-        value = given.pop(option.name, None)
-        try:
-            parsed = option.parse(value) if isinstance(value, str) else value
-            values[option.parameter or option.name] = parsed
-        except ValueError as error:
-            raise SettingError(f"--{option.name}", str(error)) from None
-    for name in sorted(given.keys() - SETTINGS.keys()):
-        raise SettingError(f"--{name}", f"is no option of {found.name}")
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_command_line(
     arguments: Sequence[str],
 ) -> tuple[functools.partial[int | None], Settings]:
-    """Return the command as it was called, and its settings; SystemExit(2) with usage for none."""
+    """Return the command as it was called, and its settings; SystemExit(2) with usage for none.
+
+    The settings are taken out first, wherever they stand; a command's parser reads the rest.
+    """
     parser = build_parser()
-    option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
-    spelled = [option(argument) for argument in arguments]
-    given, unknown = parser.parse_known_intermixed_args(spelled)
-    if unknown:
-        parser.error(f"{unknown[0]} is no option; --help lists them")
-    options = {name: value for name, value in vars(given).items() if value is not None}
-    words = options.pop("words")
-    found = find_command(words)
-    if not found and "storage_dir" not in options and words and parse_path(words[-1]).is_dir():
-        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
-        found = find_command(words)
-    if found is None:
-        names = ", ".join(COMMANDS)
-        if words and "storage_dir" in options and parse_path(words[-1]).is_dir():
-            parser.error(f"{words[-1]} is one folder too many: STORAGE_DIR is one")
+    spell = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
+    found, words = parser.parse_known_args([spell(each) for each in arguments if each != "--"])
+    options = vars(found)
+    named = [name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS]
+    called = COMMANDS[named[0] if named else "serve"]
+    own_parser = called.parser()
+    if options.pop("help", False):
+        (own_parser if named else parser).print_help()
+        parser.exit()
+    values, left = own_parser.parse_known_args(words[len(called.name.split()) if named else 0 :])
+    if left[:1] and left[0].startswith("-"):
+        whose = f"{called.name} (a command's own follow its name)"
+        parser.error(f"{left[0]}: is no option of {whose}; --help lists them")
+    if "storage_dir" not in options and left and parse_path(left[-1]).is_dir():
+        options["storage_dir"] = left.pop()  # as people type it; a command's name comes first
+    if left and "storage_dir" in options and parse_path(left[-1]).is_dir():
+        parser.error(f"{left[-1]} is one folder too many: STORAGE_DIR is one")
+    if left:
         parser.error(
             f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
-            f" that it takes; commands: {names}"
+            f" that it takes; commands: {', '.join(COMMANDS)}"
         )
     try:
-        chosen = parse_options(found[0], options)
         dotenv = read_dotenv(Path(".env"), os.environ)
         settings = load_settings(options, os.environ, dotenv)
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
     warn_of_names(os.environ, dotenv)
-    return functools.partial(found[0].run, settings, *found[1], **chosen), settings
+    return functools.partial(called.run, settings, **vars(values)), settings
 
 
 def make_folders(settings: Settings) -> None:
@@ -19007,10 +19005,12 @@ parse_rate = number_with_unit(  # as curl and rsync read it
 
 
 @command(
-    "token", "",
-    Option("scope", "upload|delete|read", parse_scopes), Option("path", "PATH", parse_url_path),
-    Option("max_bytes", "N", whole_number(1, MAX_BYTES)),
-    Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
+    "token",
+    option("--scope", "what it is good for (upload)", "upload|delete|read", parse_scopes),
+    option("--path", "the only path that it is good for", "PATH", parse_url_path),
+    option("--max_bytes", "the largest upload", "N", whole_number(1, MAX_BYTES)),
+    option("--uses", "how often it is good", "N", whole_number(1, MAX_BYTES)),
+    option("--expires", "for how long: 90 (seconds), 30m, 12h, 7d", "TIME", parse_duration),
 )  # fmt: skip
 def print_token(
     settings: Settings, *, scope: Set[str] | None = None, expires: int | None = None,
@@ -19066,7 +19066,7 @@ def opened_user(settings: Settings, name: str) -> Iterator[tuple[Index, User]]:
         yield index, user
 
 
-@command("user list", "", AS_JSON)
+@command("user list", AS_JSON)
 def list_users(settings: Settings, *, as_json: bool = False) -> None:
     """List the accounts, and what their files take."""
     with opened_index(settings) as index:
@@ -19095,16 +19095,16 @@ def change_permissions(
         index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
-@command("user grant", "NAME PERMISSION...")
-def grant_permissions(settings: Settings, name: str, *words: str) -> None:
+@command("user grant", ACCOUNT, ("permissions", {"metavar": "PERMISSION", "nargs": "+"}))
+def grant_permissions(settings: Settings, name: str, permissions: Sequence[str]) -> None:
     """Give permissions from the next token on."""
-    change_permissions(settings, name, add=set(words))
+    change_permissions(settings, name, add=set(permissions))
 
 
-@command("user revoke", "NAME PERMISSION...")
-def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
+@command("user revoke", ACCOUNT, ("permissions", {"metavar": "PERMISSION", "nargs": "+"}))
+def revoke_permissions(settings: Settings, name: str, permissions: Sequence[str]) -> None:
     """Take permissions from the next token on."""
-    change_permissions(settings, name, drop=set(words))
+    change_permissions(settings, name, drop=set(permissions))
 
 
 def read_password() -> str:
@@ -19127,7 +19127,7 @@ def read_password() -> str:
     return password
 
 
-@command("user sessions", "NAME", AS_JSON)
+@command("user sessions", ACCOUNT, AS_JSON)
 def list_user_sessions(settings: Settings, name: str, *, as_json: bool = False) -> None:
     """List where an account is logged in."""
     with opened_user(settings, name) as (index, user):
@@ -19135,7 +19135,7 @@ def list_user_sessions(settings: Settings, name: str, *, as_json: bool = False) 
         print_rows(map(session_json, found), as_json=as_json)
 
 
-@command("user logout", "NAME")
+@command("user logout", ACCOUNT)
 def logout_user(settings: Settings, name: str) -> None:
     """End all of an account's sessions."""
     with opened_user(settings, name) as (index, user):
@@ -19143,7 +19143,7 @@ def logout_user(settings: Settings, name: str) -> None:
     print(f"{count} sessions ended; access tokens that are out expire by themselves")
 
 
-@command("user passwd", "NAME")
+@command("user passwd", ACCOUNT)
 def set_user_password(settings: Settings, name: str) -> None:
     """Set a password and end all sessions."""
     with opened_user(settings, name) as (index, user):
@@ -19153,14 +19153,14 @@ def set_user_password(settings: Settings, name: str) -> None:
         index.login_failures.clear(login_key(user, name))
 
 
-@command("user disable", "NAME")
+@command("user disable", ACCOUNT)
 def disable_user(settings: Settings, name: str) -> None:
     """Refuse an account's logins and tokens, and end its links."""
     with opened_user(settings, name) as (index, user):
         index.write(lambda db: index.users.set_active(db, user, active=False))
 
 
-@command("user enable", "NAME")
+@command("user enable", ACCOUNT)
 def enable_user(settings: Settings, name: str) -> None:
     """Let a disabled account in again."""
     with opened_user(settings, name) as (index, user):
@@ -19385,8 +19385,9 @@ def forget_cached(file: io.FileIO) -> None:
 
 
 @command(
-    "verify", "",
-    AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
+    "verify", AS_JSON,
+    option("--since", "read only what came or changed in so many days", "DAYS", parse_days),
+    option("--limit_rate", "read so many bytes a second at most: 20M", "RATE", parse_rate),
 )  # fmt: skip
 def verify(
     settings: Settings, *, as_json: bool = False, since: float = math.inf,
@@ -19611,7 +19612,7 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
                 data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
-@command("backup", "DEST", AS_JSON)
+@command("backup", ("dest", {"metavar": "DEST"}), AS_JSON)
 def backup(settings: Settings, dest: str, *, as_json: bool = False) -> int:
     """Copy everything into a dated folder in DEST, while the server runs.
 
@@ -19773,7 +19774,7 @@ def need_empty(settings: Settings, *, resumed: bool) -> None:
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
-@command("restore", "SOURCE", AS_JSON)
+@command("restore", SOURCE, AS_JSON)
 def restore(settings: Settings, source: str, *, as_json: bool = False) -> int:
     """Bring a backup back into an empty STORAGE_DIR and verify it.
 
@@ -19836,16 +19837,15 @@ class Mover(Copier):
         return super()._judge(file)
 
 
-@command("migrate", "|".join(FAMILY_PLACES), Option("to", "PLACE", parse_place), AS_JSON)
-def migrate(
-    settings: Settings, family: str, *, to: Path | S3Place | None = None, as_json: bool = False
-) -> int:
+@command(
+    "migrate", ("family", {"metavar": "|".join(FAMILY_PLACES), "choices": FAMILY_PLACES}),
+    option("--to", "a folder or s3://BUCKET/PREFIX", "PLACE", parse_place, required=True), AS_JSON,
+)  # fmt: skip
+def migrate(settings: Settings, family: str, *, to: Path | S3Place, as_json: bool = False) -> int:
     """Copy the files of a root to PLACE, while the server runs.
 
     Returns 1 if one that was copied is not as it was taken in.
     """
-    if family not in FAMILY_PLACES or to is None:
-        raise Refusal(f"migrate takes one of {', '.join(FAMILY_PLACES)} and --to PLACE")
     name, root, below = FAMILY_PLACES[family]
     own = moved_settings(settings, name, to)
     with index_to_read(settings) as index, server_is_stopped(settings) as is_stopped:
@@ -19908,7 +19908,7 @@ def opened_app(settings: Settings) -> Iterator[App]:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
 
 
-@command("trash list", "", AS_JSON)
+@command("trash list", AS_JSON)
 def list_trash(settings: Settings, *, as_json: bool = False) -> None:
     """List what is softly deleted.
 
@@ -19921,8 +19921,8 @@ def list_trash(settings: Settings, *, as_json: bool = False) -> None:
     print_rows([{name: row[name] for name in order} for row in rows], as_json=as_json)
 
 
-@command("trash restore", "ID...")
-def restore_trash(settings: Settings, *ids: str) -> None:
+@command("trash restore", ("ids", {"metavar": "ID", "nargs": "+"}))
+def restore_trash(settings: Settings, ids: Sequence[str]) -> None:
     """Bring back what is softly deleted, by the ids of the list."""
     with opened_app(settings) as app:
         unknown = [id for id in ids if not restore_trashed(app, id.lower())]
@@ -19930,7 +19930,10 @@ def restore_trash(settings: Settings, *ids: str) -> None:
         raise Refusal(f"not in the trash: {', '.join(unknown)}")
 
 
-@command("trash empty", "", Option("older_than", "DAYS", parse_days), AS_JSON)
+@command(
+    "trash empty", AS_JSON,
+    option("--older_than", "only what was deleted before so many days", "DAYS", parse_days),
+)  # fmt: skip
 def empty_trash_now(
     settings: Settings, *, older_than: float | None = None, as_json: bool = False
 ) -> None:
@@ -20433,9 +20436,10 @@ def choose_destination(
 
 
 @command(
-    "import", "SOURCE",
-    Option("into", "FAMILY", one_of(*DESTINATIONS, *RECORDS)), Option("dry_run"), Option("join"),
-    AS_JSON,
+    "import", SOURCE, AS_JSON,
+    option("--into", "whose endpoints show them", "FAMILY", one_of(*DESTINATIONS, *RECORDS)),
+    option("--dry_run", "only say what would be done"),
+    option("--join", "who has the same e-mail here is the same person"),
 )  # fmt: skip
 def import_source(
     settings: Settings, source: str, into: str = "", *, dry_run: bool = False, join: bool = False,

@@ -926,7 +926,7 @@ def test_a_folder_may_stand_alone(settings_of, capsys, monkeypatch):
     assert "one folder too many" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["Picture"], ["user"], ["user", "grant", "x"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["Picture"], ["user"], ["usr", "list"]], ids=" ".join)
 def test_words_that_are_neither_folder_nor_command_are_told_the_commands(
     settings_of, capsys, words
 ):
@@ -1044,6 +1044,15 @@ def test_help_explains_every_setting_and_command(tmp_path):
         told = [name.upper()] if how.secret else [f"--{name}", how.help]
         assert [each for each in told if each not in words] == []
     assert [name for name in ms.COMMANDS if name not in words] == []
+
+
+@pytest.mark.parametrize("name", ms.COMMANDS)
+def test_the_help_of_a_command_is_of_its_own_words_and_options(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        ms.parse_command_line([*name.split(), "--help"])
+    told = capsys.readouterr().out
+    assert (ended.value.code, ms.COMMANDS[name].usage in " ".join(told.split())) == (0, True)
+    assert "--port" not in told
 
 
 def test_a_secret_that_somebody_has_blanked_stops_the_start(tmp_path):
@@ -16840,6 +16849,9 @@ def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
         (["verify", "--since", "soon"], 2, "--since: 'soon' is not a number of days"),
         (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
         (["token", "--json"], 2, "--json: is no option of token"),
+        (["--json", "verify"], 2, "a command's own follow its name"),
+        (["user", "grant", "x"], 2, "required: PERMISSION"),
+        (["migrate", "videos", "--to", "/x"], 2, "invalid choice: 'videos'"),
         (["/"], 2, "/ is one folder too many"),
     ],
 )
