@@ -484,15 +484,15 @@ SETTINGS: Mapping[str, Setting] = Settings._field_defaults  # in the documentati
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
 DOTENV_BINDING = re.compile(
-    r"""[^\S\r\n]*(?:export[^\S\r\n]+|(?!export[^\S\r\n]))
+    r"""(?:[^\S\r\n]*(?:export[^\S\r\n]+|(?!export[^\S\r\n]))
     (?:'(?P<quoted_key>[^']+)'|(?P<key>(?!')[^=\#\s]+))[^\S\r\n]*
     (?P<equals>=(?:[^\S\r\n]*
         (?:'(?P<single>(?:\\.|[^'\\])*)'|"(?P<double>(?:\\.|[^"\\])*)")
         |(?P<plain>(?![^\S\r\n]*['"])[^\r\n]*)))?
-    [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
+    [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)
+    |[^\S\r\n]*(?:\#[^\r\n]*)?(?P<unread>[^\r\n]*)(?:\r\n|\n|\r|$))""",
     re.VERBOSE | re.DOTALL,
 )
-DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
 DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
@@ -521,17 +521,10 @@ def parse_dotenv(
         name = variable["name"]
         return environment.get(name, values.get(name, variable["default"] or ""))
 
-    position = 0
-    while position < len(text):
-        binding = DOTENV_BINDING.match(text, position)
-        if binding is None:
-            line = DOTENV_LINE.match(text, position)
-            if line and line[1]:
-                tell(f"cannot read the line that begins at {line[1][:12]!r}")
-            position = line.end() if line else len(text)
-            continue
-        position = binding.end()
-        if binding["equals"] is not None:
+    for binding in DOTENV_BINDING.finditer(text):
+        if binding["unread"]:
+            tell(f"cannot read the line that begins at {binding['unread'][:12]!r}")
+        elif binding["equals"] is not None:
             value = DOTENV_VARIABLE.sub(expand, dotenv_value(binding))
             values[binding["quoted_key"] or binding["key"]] = value
     return values
@@ -2023,9 +2016,8 @@ def _gif(gif: _Span, draft: _Draft) -> None:
     delays = frames = 0
     while data[at] in b"!,":
         if data[at] == ord("!"):
-            delays += (
-                int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
-            )
+            if data[at + 1] == 0xF9:
+                delays += int.from_bytes(data[at + 4 : at + 6], "little")
             if data[at + 2 : at + 14] == b"\x0bXMP DataXMP":  # as it is, not in sub-blocks
                 _xmp(gif.peek(at + 14, MAX_BLOCK_BYTES), draft)
             at += 2
@@ -3072,9 +3064,8 @@ def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
     budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
     try:
         exif = [_bare_exif(facts.orientation)] if facts.orientation != 1 else []
-        patches, end = PATCHERS[facts.extension](
-            _Span(_Source(b"", file, [budget]), 0, size), exif
-        )
+        span = _Span(_Source(b"", file, [budget]), 0, size)
+        patches, end = PATCHERS[facts.extension](span, exif)
     except _BROKEN as error:
         raise ValueError("a broken file") from error
     if end > size:
@@ -3234,17 +3225,11 @@ class _PatchFinder:
 
     def _boxes(self, span: _Span) -> Iterator[tuple[bytes, _Span, int]]:
         """Yield type, content and size of the header of each box; overwrite what is none."""
-        at = 0
-        while at < span.size:
-            try:
-                kind, start, end, _ = _box_header(span, at)
-            except EOFError:
-                start = end = -1
-            if not at < start <= min(end, span.size):
-                self._blank(span, at)
-                return
-            yield kind, span.part(start, end), start - at
-            at = end
+        at = span.start
+        for kind, box in _boxes(span):
+            header, at = box.start - at, box.start + box.size
+            yield kind, box, header
+        self._blank(span, at - span.start)
 
     def _walk(self, kind: bytes, span: _Span) -> None:
         """Go through the boxes of a file or box, and hide what is not shown."""
@@ -4368,17 +4353,16 @@ class Files(Rows[Located]):
         rest = f"WHERE {condition} ORDER BY root != 'library'"
         return self._all(rest, sha256, *roots, user_id, trashed)
 
-    def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
-        """Return path and state of every file of a folder in the order of the paths' bytes."""
-        rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
-        return ((path, tuple(state)) for path, *state in rows)
+    def in_order(self, root: str) -> Iterator[tuple[bytes, int, int, float]]:
+        """Yield path and state of every file of a folder in the order of the paths' bytes."""
+        return self._rows_in_order("path, size, mtime_ns, ctime", root)
 
     def of_root(self, root: str) -> Iterator[File]:
         """Yield every file of a folder in the order of the paths' bytes."""
         return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
             ", ".join(File._fields[1:]), root))  # fmt: skip
 
-    def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
+    def _rows_in_order(self, columns: str, root: str) -> Iterator[Any]:
         """Yield rows, path first, page by page: a long read would keep the WAL from folding."""
         rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
         sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
@@ -4427,16 +4411,11 @@ class Files(Rows[Located]):
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def is_known(self, db: Database, file: File) -> bool:
-        """Return whether a file is known, with whatever content."""
-        sql = "SELECT 1 FROM file WHERE root = ? AND path = ?"
-        return bool(self._index.value(sql, file.root, os.fsencode(file.path), db=db))
-
-    def is_there(self, db: Database, file: File) -> bool:
-        """Return whether a file is still known with its content."""
-        sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
-        values = (file.root, os.fsencode(file.path), file.sha256)
-        return bool(self._index.value(sql, *values, db=db))
+    def known_hash(self, db: Database, file: File) -> str | None:
+        """Return the hash under which a file is known by now; None if it is not."""
+        sql = "SELECT sha256 FROM file WHERE root = ? AND path = ?"
+        found: str | None = self._index.value(sql, file.root, os.fsencode(file.path), db=db)
+        return found
 
     def shown(self, folder: str, *, below: bool) -> Iterator[GalleryItem]:
         """Return the library's media in a folder, and below it if wanted, the newest first."""
@@ -4561,16 +4540,14 @@ class Users(Rows[User]):
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Return the unique fields that another account has; a login takes e-mail and username."""
         email, username = values.get("email", ""), values.get("username")
-        unique: dict[str, tuple[str, list[Any]]] = {
-            "email": ("email_key = ?1 OR username IN (?1, ?2)", [email.casefold(), email]),
-            "username": (
-                "email_key = ?1 OR username = ?2",
-                [username and username.casefold(), username],
-            ),
-            "phone_number": ("phone_number = ?", [values.get("phone_number")]),
+        as_email = username and username.casefold()
+        unique: dict[str, tuple[Any, ...]] = {
+            "email": ("email_key = ?1 OR username IN (?1, ?2)", email.casefold(), email),
+            "username": ("email_key = ?1 OR username = ?2", as_email, username),
+            "phone_number": ("phone_number = ?", values.get("phone_number")),
         }
-        find, sql = functools.partial(self._index.value, db=db), "SELECT 1 FROM user WHERE {}"
-        return [n for n, (c, v) in unique.items() if find(sql.format(c), *v)]
+        find, sql = functools.partial(self._index.value, db=db), "SELECT 1 FROM user WHERE"
+        return [name for name, (which, *v) in unique.items() if find(f"{sql} {which}", *v)]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         """Write a new account; an `id` among the values is that of another program."""
@@ -5043,14 +5020,9 @@ class Entities(Table):
         return [Entity.from_row(row) for row in rows]
 
     def page(
-        self,
-        version: int | None,
-        filters: Mapping[str, Any],
-        text: str,
-        *,
-        limit: int,
-        offset: int,
-    ) -> tuple[list[tuple[int, int]], int]:
+        self, version: int | None, filters: Mapping[str, Any], text: str,
+        *, limit: int, offset: int,
+    ) -> tuple[list[tuple[int, int]], int]:  # fmt: skip
         """Return the ids and transactions of some of those that fit, by id, and how many fit.
 
         Of each its version `version`; `filters` are columns and their values, and `text` is in
@@ -6915,10 +6887,9 @@ class Bucket(Folder):
         size, mtime_ns, _ = state_of(self.stat(name))
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
-        self.resolve(f"{INCOMING}/_", make=True).__exit__()
+        self.need_room(size)  # makes `.incoming/`, too
         copy = tempfile.TemporaryFile(dir=f"{self.path}/{INCOMING}", buffering=0)  # noqa: SIM115
         with undoing(copy.close):
-            need_room(copy.fileno(), size, self.reserve)
             with contextlib.closing(ObjectReader(self, name, (size, mtime_ns))) as source:
                 while (at := copy.tell()) < size:
                     write_all(copy, memoryview(source.read_at(at, size - at)))
@@ -6951,7 +6922,6 @@ class Bucket(Folder):
                 super().unlink(incoming.note)
                 incoming.kept, incoming.note = None, ""
                 raise
-        return None
 
     def _send(
         self, incoming: Incoming, name: str, mtime_ns: int, condition: Mapping[str, str]
@@ -6965,7 +6935,6 @@ class Bucket(Folder):
         pieces = functools.partial(read_range, incoming.file, 0, incoming.size)
         body = ObjectBody(incoming.size, incoming.sha256, pieces)
         self.client.call(self.request("PUT", name, headers={**headers, **condition}, body=body))
-        return None
 
     def _send_parts(
         self, incoming: Incoming, name: str, headers: Mapping[str, str],
@@ -6997,7 +6966,6 @@ class Bucket(Folder):
             self._send(receiving.finish(), name, status.st_mtime_ns, {})
         finally:
             receiving.discard()
-        return None
 
     def link_in(self, name: str, folder: Folder, other: str) -> int:
         """Give a file on disk another name; objects have none."""
@@ -7180,12 +7148,10 @@ def format_mtime(mtime_ns: int) -> str:
 
 def hash_range(file: io.FileIO, offset: int, count: int) -> ObjectBody:
     """Return a part of a file as a body."""
-    digest = hashlib.sha256()
-    for piece in read_range(file, offset, count):
+    digest, pieces = hashlib.sha256(), functools.partial(read_range, file, offset, count)
+    for piece in pieces():
         digest.update(piece)
-    return ObjectBody(
-        count, digest.hexdigest(), functools.partial(read_range, file, offset, count)
-    )
+    return ObjectBody(count, digest.hexdigest(), pieces)
 
 
 # ======================================================================================
@@ -7230,7 +7196,7 @@ class Rendition(NamedTuple):
 
 
 THUMBNAIL = Rendition("PNG", THUMBNAIL_SIZE)
-PREVIEWS = [*itertools.starmap(Rendition, itertools.product(("WEBP", "JPEG"), PREVIEW_SIZES))]
+PREVIEWS = [Rendition(format, size) for format in ("WEBP", "JPEG") for size in PREVIEW_SIZES]
 FIRST_PREVIEW = PREVIEWS[0]  # is made together with the thumbnail
 
 
@@ -8577,7 +8543,7 @@ class Renditions:
         """Try each of those that have no verdict yet once; return whether all have one now."""
         threads = self.thumbnails.processes
         made = in_threads(self._try_thumbnail, self._without_verdict(), threads)
-        return not sum(not each for each in made)  # so that all are made
+        return all(list(made))  # a list, so that all are made
 
     def _without_verdict(self) -> Iterator[Located]:
         kinds, last, pending = self.thumbnails.kinds, "", self._index.assets.without_thumbnail
@@ -8650,7 +8616,6 @@ class Scanner:
         self._folders = {folder.name: folder for folder in folders}
         self._scanned = [folder for folder in folders if folder.is_local("")]
         self._renditions = renditions
-        self._thumbnails = renditions.thumbnails
         self._wanted = threading.Event()
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -8660,7 +8625,7 @@ class Scanner:
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
-        self._thumbnails.is_over = False
+        self._renditions.thumbnails.is_over = False
         self._wanted.set()
         self._renditions.wanted.set()
         scan = functools.partial(self._run, interval or math.inf)
@@ -8674,7 +8639,7 @@ class Scanner:
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
-        self._stopping = self._thumbnails.is_over = True
+        self._stopping = self._renditions.thumbnails.is_over = True
         self._wanted.set()
         self._renditions.wanted.set()
         for thread in self._threads:
@@ -8802,13 +8767,13 @@ class Scanner:
             while row is not None and row[0] < path:
                 gone.append(row[0])
                 row = next(known, None)
-            if row is not None and row[0] == path and is_same(folder.name, row[1], status):
+            if row is not None and row[0] == path and is_same(folder.name, row[1:], status):
                 unchanged += 1
             else:
                 new.append(path)
             if row is not None and row[0] == path:
                 row = next(known, None)
-        gone += ([row[0]] if row else []) + [path for path, _ in known]
+        gone += ([row[0]] if row else []) + [path for path, *_ in known]
         return new, [path for path in gone if folder.is_local(os.fsdecode(path))], unchanged
 
     def _add(self, folder: Folder, paths: Iterable[str], unreadable: list[str]) -> int:
@@ -8847,13 +8812,14 @@ class Scanner:
         files = self._index.files
 
         def apply(db: Database) -> list[str | None]:
-            kept = [each for each in found if not only_known or files.is_known(db, each[0])]
+            kept = [each for each in found if not only_known or files.known_hash(db, each[0])]
             for _, asset in kept:
                 self._index.assets.set_facts(db, asset)
             return [files.put(db, file, asset) for file, asset in kept]
 
         if found:
-            self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
+            lost = filter(None, self._index.write(apply, durable=False))
+            self._renditions.thumbnails.remove(*lost)
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that are gone, or were known `before` the folder was read without them."""
@@ -8865,7 +8831,7 @@ class Scanner:
             return found + self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
-            self._thumbnails.remove(*self._index.write(apply, durable=False))
+            self._renditions.thumbnails.remove(*self._index.write(apply, durable=False))
             self.progress.forgotten[0] += 1
 
     def refresh(self, folder: Folder, path: str, *, is_known: bool = False) -> Located | None:
@@ -14527,9 +14493,9 @@ def save_entity(
         entity = draft(db)
         check_entity(app, entity, upload, db)
         if upload and content:
-            if not upload.kept and not app.index.files.is_there(db, content[0]):
-                content = store_entity_file(app, upload)  # its last entity has just gone
             file, asset = content
+            if not upload.kept and app.index.files.known_hash(db, file) != file.sha256:
+                file, asset = content = store_entity_file(app, upload)  # its last has just gone
             app.index.files.put(db, file, asset)
             entity = entity._replace(path=file.path, asset=asset)
         return app.index.entities.put(db, entity, time.time())
