@@ -5564,12 +5564,15 @@ class Tree:
     """What is below one root on disk; names are relative paths with `/`."""
 
     def __init__(
-        self, name: str, path: Path, *, make: bool, is_new: Callable[[], bool] = lambda: True,
+        self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
+        reserve: int | None = 0, is_new: Callable[[], bool] = lambda: True,
         excluded: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
         self.make = make  # the owner's folder is never made anew once it is gone
+        self.buffers = buffers
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
         self._identity: tuple[int, int] | None = None
@@ -5794,15 +5797,6 @@ class Tree:
 
 class Folder(Tree):
     """A tree to which files come, by way of its `.incoming/`, and from which they go."""
-
-    def __init__(
-        self, name: str, path: Path, *, buffers: WriteBuffers, reserve: int | None = 0,
-        **options: Any,
-    ) -> None:  # fmt: skip
-        """The other options are those of a Tree."""
-        super().__init__(name, path, **options)
-        self.buffers = buffers
-        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
 
     def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
         """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
