@@ -189,6 +189,17 @@ def is_writable(stream: TextIO) -> bool:
         return True
 
 
+@contextlib.contextmanager
+def undoing(undo: Callable[..., object], *arguments: Any) -> Iterator[None]:
+    """Undo what was begun if the block is left by an exception, which is told in any case."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            undo(*arguments)
+        raise
+
+
 def parse_secret(text: str) -> str:
     """Return a secret as it was given; ValueError for a blank one or control characters."""
     if not text.strip():
@@ -673,12 +684,12 @@ def write_secrets(path: Path, values: Mapping[str, str]) -> None:
     """Write `NAME=value` lines that only their owner can read, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
+    with undoing(temporary.unlink), open(descriptor, "w", encoding="utf-8") as file:
         note = "# made by mediaserver; other programs that issue tokens need the same values\n"
         file.writelines([note, *(f"{name}={value}\n" for name, value in values.items())])
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+        os.replace(temporary, path)
 
 
 # ======================================================================================
@@ -3972,15 +3983,11 @@ class SpareSpace:
         size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
         if size < SPARE_BYTES // SPARE_SHARE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with open(self._path, "xb", buffering=0, opener=open_private) as file:
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                elif file.write(bytes(size)) < size:  # macOS
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                self._path.unlink()
-                raise
+        with open(self._path, "xb", 0, opener=open_private) as file, undoing(self._path.unlink):
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            elif file.write(bytes(size)) < size:  # macOS
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def give_up(self) -> bool:
         """Let the index have the space; return whether it was held."""
@@ -5480,17 +5487,6 @@ REMOTE_FILE_SYSTEMS = frozenset(
 )
 
 
-@contextlib.contextmanager
-def undoing(undo: Callable[..., object], *arguments: Any) -> Iterator[None]:
-    """Undo what was begun if the block is left by an exception, which is told in any case."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # what is left over is found at the next start
-            undo(*arguments)
-        raise
-
-
 class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
 
@@ -5663,12 +5659,11 @@ class Tree:
     def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Open the file for reading; OSError where there is none, or none that is regular."""
         with self.resolve(name) as place:
-            flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
-            file = io.FileIO(place.open(flags), mode)
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
+            descriptor = place.open(OPEN_FILE | os.O_RDWR if write else OPEN_FILE)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a FileIO would not close a folder
+            os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, "no regular file")
-        return file
+        return io.FileIO(descriptor, "r+b" if write else "rb")
 
     def stat(self, name: str) -> os.stat_result:
         """Return what the file system says of a name."""
@@ -6969,10 +6964,10 @@ class Bucket(Folder):
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Remove objects once the block, which has the index forget them, ends without error."""
         objects = [name for name in names if not self.is_local(name)]
-        for name in objects:
-            self._write_note(name, 0)
         on_disk = [name for name in names if self.is_local(name)]
-        with undoing(self._unmark, list(map(note_of, objects))), super().removing(on_disk):
+        with undoing(self._unmark, map(note_of, objects)), super().removing(on_disk):
+            for name in objects:
+                self._write_note(name, 0)
             yield
         for name in objects:
             self.unlink(name)
@@ -8277,7 +8272,11 @@ def call_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None)
 
     os.lseek(0, 0, os.SEEK_SET)
     left = signal.getitimer(signal.ITIMER_REAL)[0] - 1.0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ffmpeg:
+    try:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError:  # no process to be had, or ffmpeg is being replaced: no verdict either
+        os._exit(1)
+    with started as ffmpeg:
         watch = threading.Timer(max(0.1, left), ffmpeg.kill)
         watch.start()
         assert ffmpeg.stderr
@@ -8872,8 +8871,9 @@ class Watcher:
         """
         with self._lock:
             if self._done.is_set():
-                self._done, self._since = threading.Event(), time.monotonic()
-                threading.Thread(target=self._look, args=(self._done,), daemon=True).start()
+                done, since = threading.Event(), time.monotonic()
+                threading.Thread(target=self._look, args=(done,), daemon=True).start()
+                self._done, self._since = done, since
             done, since = self._done, self._since
         hangs = not done.wait(max(since + LOOK_SECONDS - time.monotonic(), 0))
         return self._seen._replace(hangs=hangs)
@@ -12832,11 +12832,11 @@ def validators_of(thing: object) -> tuple[str, float | None]:
 
 def open_hot(hot: HotFile) -> Content:
     """Open the content of a large hot file; FileNotFoundError if it is another one now."""
-    source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    with undoing(source.close):
-        if not hot.is_current(os.fstat(source.fileno())):
+    descriptor = os.open(hot.path, OPEN_FILE)
+    with undoing(os.close, descriptor):
+        if not hot.is_current(os.fstat(descriptor)):
             raise FileNotFoundError(hot.path)
-    return hot.content._replace(source=source)
+    return hot.content._replace(source=io.FileIO(descriptor, "rb"))
 
 
 def close_source(content: Content) -> None:

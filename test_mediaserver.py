@@ -1082,6 +1082,13 @@ def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path
     assert min(map(len, kept[0].values())) >= 32
 
 
+def test_secrets_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        ms.write_secrets(tmp_path / "secrets.env", {"AUTH_TOKEN": "x"})
+    assert not files_below(tmp_path)
+
+
 def test_a_new_storage_folder_is_made_and_a_dotenv_in_the_working_directory_is_read(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -3947,9 +3954,25 @@ def test_a_file_that_goes_away_meanwhile_is_only_not_listed(tmp_path, monkeypatc
     assert sorted(name for name, _ in folder.files_in("in")) == ["a.png", "c.png"]
 
 
+def opened_below(path: Path, process: int | str = "self") -> list[str]:
+    """What of a folder a process has open, itself included."""
+    found = []
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(os.readlink(descriptor))
+    return [name for name in found if Path(name).is_relative_to(path)]
+
+
+def test_a_folder_in_the_place_of_a_file_is_none_and_is_not_kept_open(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(FileNotFoundError):
+        folder.open("a.png")
+    assert opened_below(tmp_path) == []
+
+
 def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
-    before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
     assert (tmp_path / ".incoming").stat().st_mode & 0o777 == 0o700, "it is nobody else's yet"
     folder.keep(first, ["a.png"])
@@ -3965,7 +3988,7 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder.keep(refused, ["c.png"])
     assert refused.put_back()
     assert files_below(tmp_path) == {"a.png", refused.name}
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened_below(tmp_path) == []
 
 
 def test_a_content_is_locked_for_every_process_by_a_file_that_stays(tmp_path):
@@ -4576,6 +4599,14 @@ def test_an_object_that_the_index_could_not_forget_stays(bucket, tmp_path):
         raise Crash
     assert read_from(bucket, "a.png") == b"some bytes"
     assert not files_below(tmp_path)  # no note to remove it
+
+
+def test_objects_that_cannot_all_be_noted_are_not_noted_at_all(bucket, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "full")
+    monkeypatch.setattr(bucket, "_write_note", failing(bucket._write_note, full, "b.png"))
+    with pytest.raises(OSError, match="full"), bucket.removing(["a.png", "b.png"]):
+        raise AssertionError("the index forgets nothing")
+    assert not files_below(tmp_path)
 
 
 def has_parts(bucket: Any) -> bool:
@@ -5287,6 +5318,15 @@ def test_a_server_with_less_memory_than_a_decoder_may_take_makes_thumbnails(tmp_
             assert made.result(DEADLINE) is not None
         finally:  # a decoder that ends before it has taken its job would be forked for ever
             thumbnails.is_over = True
+    stop_host(thumbnails, host)
+
+
+def test_a_decoder_that_cannot_be_started_gives_no_verdict_on_a_video(tmp_path):
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    thumbnails.ffmpeg = str(tmp_path / "ffmpeg")  # while it is being replaced
+    (tmp_path / "a.mp4").write_bytes(b"content")
+    host = start_host(thumbnails)
+    assert try_thumbnail(thumbnails, tmp_path / "a.mp4", "video") is ms.Outcome.FAILED
     stop_host(thumbnails, host)
 
 
@@ -6076,6 +6116,16 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
     threading.Timer(0.05, go.set).start()
     assert watcher.look() == ms.FolderStatus(missing=True)
     assert begun == [True], "both have had the same look"
+
+
+def test_a_look_for_which_no_thread_is_to_be_had_is_taken_the_next_time(scanning, monkeypatch):
+    watcher = ms.Watcher(scanning.folder, [], scanning.scanner)
+    none = RuntimeError("can't start new thread")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(threading.Thread, "start", failing(threading.Thread.start, none))
+        watcher.look()
+    monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
+    assert watcher.look() == ms.FolderStatus()
 
 
 def test_a_scan_that_failed_is_not_running_any_more(scanning, monkeypatch):
@@ -9208,6 +9258,18 @@ def test_equal_files_are_one_entry_under_the_path_whose_bytes_sort_first(start, 
     fill(storage, {"other.png": png()})
     running.rescan()
     assert names(running) == {"other.png"}
+
+
+@pytest.mark.parametrize("make_other", [os.mkdir, os.mkfifo])
+def test_what_takes_the_place_of_a_file_that_is_read_often_is_not_opened_for_it(start, make_other):
+    running = start()
+    path = urlsplit(running.upload(png_of(2 * ms.HOT_FILE_BYTES)).json["url"]).path
+    assert [running.get(path).status for _ in range(2)] == [200, 200]
+    file = running.storage / "media" / path.rpartition("/")[2]
+    file.unlink()
+    make_other(file)
+    assert [running.get(path).status for _ in range(2)] == [404, 404]
+    assert opened_below(file, running.process.pid) == []
 
 
 def test_hidden_files_excluded_folders_and_links_that_lead_out_are_passed_over(start, tmp_path):
