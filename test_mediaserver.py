@@ -3276,8 +3276,7 @@ def test_no_cut_and_no_mutation_raises() -> None:
     for data in samples:
         for end in range(0, min(len(data), 400), 3):
             probe(data[:end])
-    end_time = time.monotonic() + 1
-    for _ in range(20_000):
+    for _ in range(15_000):
         data, other = bytearray(rng.choice(samples)), rng.choice(samples)
         for _ in range(rng.choice((1, 2, 5))):
             at = min(int(rng.expovariate(0.01)), len(data) - 1)
@@ -3287,8 +3286,6 @@ def test_no_cut_and_no_mutation_raises() -> None:
                  other[cut : cut + 8])
             )  # fmt: skip
         probe(bytes(data))
-        if time.monotonic() > end_time:
-            break
 
 
 # ======================================================================================
@@ -4963,7 +4960,7 @@ def test_of_a_heic_picture_that_is_too_large_the_small_one_in_it_is_shown(
     small_memory, tmp_path, pillow, sizes, is_shown
 ):
     need("pillow_heif").register_heif_opener()
-    noise = pillow.effect_noise((480, 320), 50).convert("RGB")
+    noise = pillow.frombytes("L", (480, 320), random.Random(8).randbytes(480 * 320)).convert("RGB")
     noise.save(tmp_path / "a.heic", thumbnails=sizes, quality=60)
     content = bytearray((tmp_path / "a.heic").read_bytes())
     start = content.index(b"mdat") + 500
@@ -5109,7 +5106,7 @@ def test_a_picture_that_is_cut_short_is_shown_as_far_as_it_goes(
 ):
     once()
     picture = quadrants(pillow)
-    noise = pillow.frombytes("RGB", (800, 40), os.urandom(800 * 40 * 3))
+    noise = pillow.frombytes("RGB", (800, 40), random.Random(6).randbytes(800 * 40 * 3))
     picture.paste(noise, (0, 360))  # so that most of the file is of the last lines
     whole = tmp_path / f"whole.{extension}"
     picture.save(whole, **({"lossless": True} if "lossless" in extension else {}))
@@ -5189,7 +5186,8 @@ def test_of_a_raw_picture_the_largest_jpeg_in_it_is_shown(thumbnails, tmp_path, 
         within.append(io.BytesIO())
         pillow.new("RGB", size, colour).save(within[-1], "JPEG")
     lossless = b"\xff\xd8\xff\xc3\0\x0b\x0e\x20\0\x20\0\1\0\x11\0"  # the raw pixels
-    parts = [jpeg.getvalue() + os.urandom(999) for jpeg in within]
+    pixels = random.Random(7).randbytes(999)
+    parts = [jpeg.getvalue() + pixels for jpeg in within]
     source = tmp_path / "a"
     source.write_bytes(RAWS[raw].ljust(999, b"\0") + b"".join(parts) + lossless + bytes(999))
     made = make(thumbnails, source)
@@ -5686,7 +5684,7 @@ def failing(call: Callable[..., Any], error: Exception, *when: Any) -> Callable[
     ("how", "error"),
     [
         ("renamed", None), ("pipe", FileNotFoundError), ("link", OSError),
-        ("folder", IsADirectoryError),
+        ("folder", FileNotFoundError),
     ],
 )  # fmt: skip
 def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how, error):
