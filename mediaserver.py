@@ -886,9 +886,9 @@ def _scrypt(password: str, salt: bytes, cost: tuple[int, ...]) -> bytes:
     return hashlib.scrypt(secret, salt=salt, n=n, r=r, p=p, maxmem=SCRYPT_MAX_MEMORY, dklen=32)
 
 
-def hash_password(password: str, salt: bytes | None = None) -> str:
+def hash_password(password: str) -> str:
     """Return `scrypt$n$r$p$salt$hash` (RFC 7914); the password is taken exactly as given."""
-    salt = os.urandom(16) if salt is None else salt
+    salt = os.urandom(16)
     digest = _scrypt(password, salt, SCRYPT_COST)
     parts = ("scrypt", *map(str, SCRYPT_COST), encode_base64url(salt), encode_base64url(digest))
     return "$".join(parts)
@@ -1287,13 +1287,12 @@ def refusal(access: Access, principal: Principal) -> HTTPError:
 
 
 class TokenCache:
-    """Verified tokens, of which the least recently used go; each step is whole for all threads.
+    """Verified tokens, of which the least recently used go; each step is atomic.
 
     Tokens are held as digests: a memory dump shows none.
     """
 
-    def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
 
     def get(self, token: str, now: float) -> Principal | None:
@@ -1308,7 +1307,7 @@ class TokenCache:
     def put(self, token: str, principal: Principal, expires: float) -> None:
         """Remember whom a token is good for until it `expires`; the oldest of too many go."""
         self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
-        for digest in [*self._entries][: -self._size]:
+        for digest in [*self._entries][:-MAX_CACHED_TOKENS]:
             self._entries.pop(digest, None)
 
 
@@ -1589,6 +1588,7 @@ class _Span:
         return int.from_bytes(digits, "big")
 
     def part(self, start: int, end: int | None = None) -> _Span:
+        """Return what there is from a position on, up to another one or to the end."""
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
         return _Span(self.source, self.start + start, max(0, end - start))
@@ -1780,8 +1780,8 @@ _SUBFILE_TYPE, _WIDTH, _HEIGHT, EXIF_ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
 _JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-# Time, its zone or else another of the three, its fraction; best first: taken, digitized. That of
-# DateTime, the last edit, has a zone only.
+# Tags of a time, of its zone or else that of another time, and of its fraction; best first: when
+# it was taken, when it was digitized.
 _EXIF_TIMES = (
     (0x9003, 0x9011, 0x9012, 0x9010, 0x9291),
     (0x9004, 0x9012, 0x9011, 0x9010, 0x9292),
@@ -1818,6 +1818,7 @@ class _Ifd:
         return self.at(self.number(tag)) if tag in self.entries else self
 
     def raw(self, tag: int) -> bytes:
+        """Return the bytes of a value, MAX_BLOCK_BYTES at most."""
         kind, count, inline = self.entries.get(tag, (0, 0, b""))
         length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
         if length <= len(inline):
@@ -1826,6 +1827,7 @@ class _Ifd:
         return self._tiff.part(start, start + length).peek(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
+        """Return the numbers of a value, fractions divided; none of a text."""
         layout = _TIFF_VALUES.get(self.entries.get(tag, (0,))[0], "s")
         if layout == "s":
             return []
@@ -3932,7 +3934,7 @@ class IndexConnection(sqlite3.Connection):
 
 
 class ThreadConnection:
-    """Has a thread's own connection, which is closed when the thread ends.
+    """Holds a thread's own connection, which is closed when the thread ends.
 
     Alone it would stay open until garbage is collected: its cache of statements refers to it.
     """
@@ -4343,10 +4345,10 @@ class Files(Rows[Located]):
         """Return the file at a path of a root, with its asset, if it is known."""
         return self._first("WHERE root = ? AND path = ?", root, os.fsencode(path))
 
-    def with_content(self, sha256: str, *roots: str, db: Database | None = None) -> list[Located]:
+    def with_content(self, sha256: str, *roots: str) -> list[Located]:
         """Return the files of an asset in some folders, or everywhere, by path."""
         which = f"sha256 = ? AND root IN ({placeholders(roots)})" if roots else "sha256 = ?"
-        return self._all(f"WHERE {which} ORDER BY root DESC, path", sha256, *roots, db=db)
+        return self._all(f"WHERE {which} ORDER BY root DESC, path", sha256, *roots)
 
     def readable(
         self, sha256: str, roots: Sequence[str], user_id: int | None, *, trashed: bool = False
@@ -4366,8 +4368,8 @@ class Files(Rows[Located]):
 
     def of_root(self, root: str) -> Iterator[File]:
         """Yield every file of a folder in the order of the paths' bytes."""
-        return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
-            ", ".join(File._fields[1:]), root))  # fmt: skip
+        rows = self._rows_in_order(", ".join(File._fields[1:]), root)
+        return (File(root, os.fsdecode(path), *rest) for path, *rest in rows)
 
     def _rows_in_order(self, columns: str, root: str) -> Iterator[Any]:
         """Yield rows, path first, page by page: a long read would keep the WAL from folding."""
@@ -4975,7 +4977,7 @@ class MediaRecords(OwnedTable[MediaRecord]):
         return int(self._index.value(sql, user_id, db=db))
 
     def release_path(self, db: Database, path: str) -> None:
-        """Leave a path to a new file: the one of another record there was removed by hand."""
+        """Have no record claim a path that is free on disk: its file was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
     def shown_in(self, db: Database, user_id: int, key: str) -> set[str]:
@@ -5453,7 +5455,7 @@ def examine(index: Index, version: int) -> None:
 # hashed while it is written, made durable, and linked into place, which never overwrites.
 # Its name in `.incoming/` goes only when the index knows the other one, and a file that is
 # deleted gets such a name first: so the next start finds what a crash left half done, and
-# removes the names that the index does not know. `Folder.resolve` is the only place where a
+# removes the names that the index does not know. `Tree.resolve` is the only place where a
 # name becomes a file: from the root down, part by part, following no link. A root is known
 # by its inode; in another one (the bare mount point of a disk that is away) nothing is made.
 # The store knows no HTTP and no users.
@@ -5480,8 +5482,6 @@ NO_MEDIA = ".nomedia"  # a file that says: nothing in this folder is to be shown
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; not on macOS
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
-
-
 REMOTE_FILE_SYSTEMS = frozenset(
     b"9p afs ceph cifs fuse fuseblk glusterfs nfs nfs4 smb3 smbfs sshfs virtiofs".split()
 )
@@ -6114,7 +6114,7 @@ class Incoming:
         return self._place
 
     def replace(self, name: str, file: io.FileIO) -> None:
-        """Go on with an equal file instead of this one, which goes."""
+        """Take an equal file in the place of this one, which is deleted."""
         with undoing(file.close):
             self.place().unlink()
         self.close()
@@ -7343,7 +7343,7 @@ class Thumbnails:
     """
 
     def __init__(self, processes: int | None = None) -> None:
-        """At most `processes` decoders work ahead at once; by default one for each processor."""
+        """Let at most `processes` decoders work ahead at once; by default one a processor."""
         self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow()
         self.ffmpeg = shutil.which("ffmpeg")
@@ -8321,7 +8321,8 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 # ======================================================================================
 # The folder and the index both come in the order of their paths' bytes, so comparing them
 # is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
-# files are read. A second thread makes thumbnails for what has none.
+# files are read. A second thread makes thumbnails for what has none; a third reads again what
+# all files say of themselves, once after an upgrade that finds more in them.
 
 SCAN_BATCH = 64  # files committed together, while so many more are hashed
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
@@ -8359,7 +8360,7 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
 
 
 def probe_again(folder: Folder, file: File) -> Facts | None:
-    """Read what a file says of itself; None if it is gone or another one now, else OSError."""
+    """Read what a file says of itself; None if it is gone or another one, OSError if it fails."""
     gone = (FileNotFoundError, ValueError)
     with contextlib.suppress(*gone), folder.open(file.path) as source:
         return probe(source) if file.matches(os.fstat(source.fileno())) else None
@@ -8828,9 +8829,10 @@ class Scanner:
             self.progress.forgotten[0] += 1
 
     def refresh(self, folder: Folder, path: str, *, is_known: bool = False) -> Located | None:
-        """Read one file that changed since it was last read; None where it is gone, OSError.
+        """Read one file that changed since it was last read; None where it is gone.
 
-        The row of one that `is_known` does not come back once a DELETE has removed it.
+        The row of one that `is_known` does not come back once a DELETE has removed it. OSError
+        where the file cannot be read.
         """
         found = describe(folder, path, time.time())
         if found:

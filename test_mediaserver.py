@@ -1858,8 +1858,9 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("wrong", keys=demo) == ms.DEMO
 
 
-def test_the_cache_forgets_the_least_recently_used_and_stands_many_threads() -> None:
-    cache = ms.TokenCache(size=2)
+def test_the_cache_forgets_the_least_recently_used_and_stands_many_threads(monkeypatch) -> None:
+    monkeypatch.setattr(ms, "MAX_CACHED_TOKENS", 2)
+    cache = ms.TokenCache()
     cache.put("a", USER_PRINCIPAL, NOW)
     cache.put("b", READER_PRINCIPAL, NOW)
     assert cache.get("a", NOW - 1) == USER_PRINCIPAL
