@@ -5383,7 +5383,7 @@ def refuse_other_file(path: Path) -> None:
     """Raise SettingError for a file that is no damaged index, but was never one."""
     if path.name == INDEX_NAME or SpareSpace(path).is_held():
         return
-    with contextlib.suppress(OSError), open(path, "rb") as file:  # SQLite will tell of it
+    with contextlib.suppress(OSError), open(regular_file(path), "rb") as file:  # SQLite tells it
         if file.read(16) not in (b"", b"SQLite format 3\0"):
             raise SettingError("DATABASE_URL", f"{path} was never an index of this program")
 
@@ -6194,13 +6194,16 @@ class WriteBuffers:
 
 
 class Background:
-    """Runs `work(*arguments)` in a thread that no exit waits for."""
+    """Runs `work(*arguments)` in a thread that no exit waits for; at once if there can be none."""
 
     def __init__(self, work: Callable[..., object], *arguments: object) -> None:
         self._call = functools.partial(work, *arguments)
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._run()
 
     def _run(self) -> None:
         try:
@@ -6210,7 +6213,8 @@ class Background:
 
     def finish(self) -> None:
         """Wait for the end; raises the OSError that it ended with, if any."""
-        self._thread.join()
+        if self._thread.ident:  # it was started
+            self._thread.join()
         if self._error is not None:
             raise self._error
 
@@ -8274,11 +8278,11 @@ def call_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None)
     left = signal.getitimer(signal.ITIMER_REAL)[0] - 1.0
     try:
         started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except OSError:  # no process to be had, or ffmpeg is being replaced: no verdict either
+        watch = threading.Timer(max(0.1, left), started.kill)
+        watch.start()
+    except (OSError, RuntimeError):  # no process or thread to be had, or ffmpeg is being replaced
         os._exit(1)
     with started as ffmpeg:
-        watch = threading.Timer(max(0.1, left), ffmpeg.kill)
-        watch.start()
         assert ffmpeg.stderr
         said = itertools.takewhile(lambda line: not line.startswith(FFMPEG_BEGINS), ffmpeg.stderr)
         refused = unless is not None and any(map(unless.search, said))
@@ -8288,7 +8292,7 @@ def call_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None)
         watch.cancel()
     if refused:
         return None
-    if ffmpeg.returncode == -signal.SIGKILL:  # for time or memory: no verdict on the picture
+    if ffmpeg.returncode == -signal.SIGKILL:  # for time or memory: no verdict on it either
         os._exit(1)
     return output
 
@@ -8867,15 +8871,16 @@ class Watcher:
         self._done.set()
 
     def look(self) -> FolderStatus:
-        """Return what is seen now; what was seen last if that takes LOOK_SECONDS.
+        """Return what is seen now; what was seen last if that takes LOOK_SECONDS, or no thread is.
 
         Who asks while another one looks, gets what that one sees.
         """
         with self._lock:
             if self._done.is_set():
                 done, since = threading.Event(), time.monotonic()
-                threading.Thread(target=self._look, args=(done,), daemon=True).start()
-                self._done, self._since = done, since
+                with contextlib.suppress(RuntimeError):  # no thread to be had
+                    threading.Thread(target=self._look, args=(done,), daemon=True).start()
+                    self._done, self._since = done, since
             done, since = self._done, self._since
         hangs = not done.wait(max(since + LOOK_SECONDS - time.monotonic(), 0))
         return self._seen._replace(hangs=hangs)

@@ -826,12 +826,18 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
-def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("secrets.env", "secrets.env: cannot be read"), ("own.db", "the index cannot be opened")],
+)
+def test_a_pipe_in_the_place_of_the_secrets_or_the_index_stops_the_start(tmp_path, name, said):
     data = tmp_path / "pictures" / ".mediaserver"
     data.mkdir(parents=True)
-    os.mkfifo(data / "secrets.env")
-    ended = run_program("--storage_dir", data.parent, "--port", "0", cwd=tmp_path)
-    assert (ended.returncode, "secrets.env: cannot be read" in ended.stderr) == (2, True)
+    os.mkfifo(data / name)
+    url = f"sqlite:///{data / 'own.db'}"
+    at = ["--storage_dir", data.parent, "--database_url", url, "--port", "0"]
+    ended = run_program(*at, cwd=tmp_path)
+    assert (ended.returncode, said in ended.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("is_pipe", [True, False])
@@ -3719,6 +3725,17 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     assert not files_below(tmp_path)
 
 
+def test_an_upload_needs_no_thread_of_its_own(tmp_path, monkeypatch):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    start = failing(threading.Thread.start, RuntimeError("can't start new thread"))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    content = random.Random(9).randbytes(3 << 20)
+    incoming = arrive(folder, content)
+    assert (tmp_path / incoming.name).read_bytes() == content
+    assert incoming.sha256 == sha256(content)
+    incoming.discard()
+
+
 @pytest.mark.parametrize("size", [100_000, 3 << 20])
 @pytest.mark.parametrize("wrong", ["limit", "disk", "client"])
 def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
@@ -6119,12 +6136,13 @@ def test_who_looks_at_the_storage_folder_waits_for_the_look_but_no_longer_than_i
 
 def test_a_look_for_which_no_thread_is_to_be_had_is_taken_the_next_time(scanning, monkeypatch):
     watcher = ms.Watcher(scanning.folder, [], scanning.scanner)
-    none = RuntimeError("can't start new thread")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(threading.Thread, "start", failing(threading.Thread.start, none))
-        watcher.look()
     monkeypatch.setattr(ms, "LOOK_SECONDS", DEADLINE)
-    assert watcher.look() == ms.FolderStatus()
+    monkeypatch.setattr(scanning.folder, "is_missing", lambda: True)
+    with monkeypatch.context() as patch:
+        none = RuntimeError("can't start new thread")
+        patch.setattr(threading.Thread, "start", failing(threading.Thread.start, none))
+        assert watcher.look() == ms.FolderStatus()
+    assert watcher.look() == ms.FolderStatus(missing=True)
 
 
 def test_a_scan_that_failed_is_not_running_any_more(scanning, monkeypatch):
