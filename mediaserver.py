@@ -5481,7 +5481,7 @@ PASSED_OVER = frozenset(
 NO_MEDIA = ".nomedia"  # a file that says: nothing in this folder is to be shown (Android)
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; not on macOS
-OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
+OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of files: a FIFO would block
 REMOTE_FILE_SYSTEMS = frozenset(
     b"9p afs ceph cifs fuse fuseblk glusterfs nfs nfs4 smb3 smbfs sshfs virtiofs".split()
 )
@@ -5528,7 +5528,7 @@ class Place(NamedTuple):
 
     def open(self, flags: int, mode: int = 0o666) -> int:
         """Open what has the name, unless it is a link; return its descriptor."""
-        return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
+        return os.open(self.name, flags | OPEN_FLAGS, mode, dir_fd=self.folder)
 
     def stat(self) -> os.stat_result:
         """Return what the file system says of the name itself, not of what it links to."""
@@ -5659,7 +5659,7 @@ class Tree:
     def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Open the file for reading; OSError where there is none, or none that is regular."""
         with self.resolve(name) as place:
-            descriptor = place.open(OPEN_FILE | os.O_RDWR if write else OPEN_FILE)
+            descriptor = place.open(os.O_RDWR if write else os.O_RDONLY)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a FileIO would not close a folder
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, "no regular file")
@@ -12839,7 +12839,7 @@ def validators_of(thing: object) -> tuple[str, float | None]:
 
 def open_hot(hot: HotFile) -> Content:
     """Open the content of a large hot file; FileNotFoundError if it is another one now."""
-    descriptor = os.open(hot.path, OPEN_FILE)
+    descriptor = os.open(hot.path, os.O_RDONLY | OPEN_FLAGS)
     with undoing(os.close, descriptor):
         if not hot.is_current(os.fstat(descriptor)):
             raise FileNotFoundError(hot.path)

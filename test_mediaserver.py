@@ -3986,6 +3986,15 @@ def test_a_folder_in_the_place_of_a_file_is_none_and_is_not_kept_open(tmp_path):
     assert opened_below(tmp_path) == []
 
 
+def test_a_pipe_in_the_way_of_what_is_written_is_an_error_and_holds_nobody(tmp_path):
+    folder = ms.Folder("data", tmp_path, make=True, buffers=ms.WriteBuffers())
+    (tmp_path / "locks").mkdir()
+    os.mkfifo(tmp_path / "locks/ab")
+    with pytest.raises(OSError, match=os.strerror(errno.ENXIO)), folder.content_lock("ab" * 32):
+        raise AssertionError("it is no lock")
+    assert opened_below(tmp_path) == []
+
+
 def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
