@@ -7189,7 +7189,7 @@ class Rendition(NamedTuple):
 
 
 THUMBNAIL = Rendition("PNG", THUMBNAIL_SIZE)
-PREVIEWS = [Rendition(format, size) for format in ("WEBP", "JPEG") for size in PREVIEW_SIZES]
+PREVIEWS = [*itertools.starmap(Rendition, itertools.product(("WEBP", "JPEG"), PREVIEW_SIZES))]
 FIRST_PREVIEW = PREVIEWS[0]  # is made together with the thumbnail
 
 
@@ -8871,7 +8871,7 @@ class Watcher:
         self._done.set()
 
     def look(self) -> FolderStatus:
-        """Return what is seen now; what was seen last if that takes LOOK_SECONDS, or no thread is.
+        """Return what is seen now; what was seen last if LOOK_SECONDS pass, or there is no thread.
 
         Who asks while another one looks, gets what that one sees.
         """
