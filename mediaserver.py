@@ -9586,7 +9586,7 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
 
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
-    """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    """Return whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
     if len(ranges) < 3:
         return False
     overlaps, end = 0, -1
@@ -9597,7 +9597,7 @@ def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
 
 
 def etag_matches(header: str, etag: str, *, weak: bool) -> bool:
-    """Say whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
+    """Return whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
 
     Weak comparison is for If-None-Match, strong for If-Match. `etag` has its quotes.
 
@@ -9613,21 +9613,21 @@ def etag_matches(header: str, etag: str, *, weak: bool) -> bool:
 
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
-    """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
+    """Return whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
     if (tags := headers.get("if-none-match")) is not None:
         return etag_matches(tags, etag, weak=True)
     return was_changed(headers.get("if-modified-since"), last_modified) is False
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
-    """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
+    """Return whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
     if (tags := headers.get("if-match")) is not None:
         return not etag_matches(tags, etag, weak=False)
     return was_changed(headers.get("if-unmodified-since"), last_modified) is True
 
 
 def was_changed(date: str | None, last_modified: float | None) -> bool | None:
-    """Say whether a file was changed after an HTTP date; None if it cannot be compared."""
+    """Return whether a file was changed after an HTTP date; None if it cannot be compared."""
     since = parse_date(date) if date and last_modified is not None else None
     return None if since is None or last_modified is None else int(last_modified) > since
 
@@ -9646,7 +9646,7 @@ def check_preconditions(
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
-    """Say whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
+    """Return whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
     validator = headers.get("if-range")
     if validator is None:
         return True
@@ -9656,7 +9656,7 @@ def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> 
 
 
 def accepts_gzip(headers: Headers) -> bool:
-    """Say whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
+    """Return whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
     weights = parse_weights(headers.get("accept-encoding", ""))
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
 
@@ -9673,6 +9673,32 @@ def parse_weights(value: str) -> dict[str, float]:
         found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
         weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
     return weights
+
+
+def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
+    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
+
+    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
+    'de'
+    """
+    weights = parse_weights(headers.get("accept-language", ""))
+    liked = [(weight, tag.partition("-")[0]) for tag, weight in weights.items()]
+    liked = [each for each in liked if each[1] in known]
+    return max(liked, key=lambda each: each[0], default=(0.0, "en"))[1]
+
+
+def prefers(headers: Headers, media_type: str, usual: str) -> bool:
+    """Return whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
+
+    >>> prefers({"accept": "image/webp, */*;q=0.8"}, "image/webp", "image/jpeg")
+    True
+    >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
+    False
+    """
+    weights = parse_weights(headers.get("accept", ""))
+    group = f"{usual.partition('/')[0]}/*"
+    general = (weights[name] for name in (usual, group, "*/*") if name in weights)
+    return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
 # -- Resumable uploads -------------------------------------------------------------------
@@ -9769,32 +9795,6 @@ def _decode_base64(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise HTTPError(400, f"{where} has a value that is not base64.") from None
-
-
-def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
-    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
-
-    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
-    'de'
-    """
-    weights = parse_weights(headers.get("accept-language", ""))
-    liked = [(weight, tag.partition("-")[0]) for tag, weight in weights.items()]
-    liked = [each for each in liked if each[1] in known]
-    return max(liked, key=lambda each: each[0], default=(0.0, "en"))[1]
-
-
-def prefers(headers: Headers, media_type: str, usual: str) -> bool:
-    """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
-
-    >>> prefers({"accept": "image/webp, */*;q=0.8"}, "image/webp", "image/jpeg")
-    True
-    >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
-    False
-    """
-    weights = parse_weights(headers.get("accept", ""))
-    group = f"{usual.partition('/')[0]}/*"
-    general = (weights[name] for name in (usual, group, "*/*") if name in weights)
-    return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
 # -- Dates and answers -------------------------------------------------------------------
@@ -10273,7 +10273,7 @@ class Connection:
         return self.server.service.on_error(error, origin)
 
     def send(self, *, may_wait: bool) -> State:
-        """Send what the client takes; the state that the connection is in then.
+        """Send what the client takes; return the state that the connection is in then.
 
         Unless it `may_wait`, it leaves what is not in memory to a thread (WORKING). Whether a
         file is in the page cache is not asked: threads send as fast, and side by side.
@@ -10590,7 +10590,7 @@ class Runner:
         return self.pools["prompt" if self._service.is_prompt(connection.head) else "short"]
 
     def proceed(self, connection: Connection, workers: Workers | None = None) -> State | None:
-        """Do what can be done by these workers, or the selector's thread; the state then.
+        """Do what can be done by these workers, or the selector's thread; return the state then.
 
         None if nothing has come but empty lines, which do not lengthen a wait.
         """
@@ -10621,7 +10621,7 @@ class Runner:
             connection.received += connection.receive(buffer, SOON_SECONDS) or b""
 
     def _answer(self, connection: Connection, workers: Workers) -> State | None:
-        """Have a request answered; the state in which more of it, or others, are awaited."""
+        """Have a request answered; return the state in which more, or another one, is awaited."""
         if self._choose_workers(connection) is not workers:
             return WORKING
         answer = self._call_service(connection)
@@ -10637,7 +10637,7 @@ class Runner:
         return None
 
     def _inline(self, connection: Connection) -> State | None:
-        """Spare a thread what is cheap, or too much; WORKING where one is needed."""
+        """Spare a thread what is cheap, or too much; return WORKING where one is needed."""
         head = connection.head
         assert head is not None
         response = None if head.has_body else self._service.inline(head, self._server.turn)
@@ -10670,7 +10670,7 @@ class Runner:
         return answer
 
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
-        """Feed what has come of a body; the answer, None if nothing more comes for now."""
+        """Feed what has come of a body; return the answer, None if no more comes for now."""
         body = connection.body
         assert body is not None
         if connection.failure is not None:
@@ -11323,7 +11323,7 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
         "users": settings.users_dir,
         "entities": settings.media_storage_dir,
     }
-    apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+    excluded = [str(settings.database_dir), *map(str, list(places.values())[1:])]
     signer = Signer(
         settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region,
         token=settings.aws_session_token,
@@ -11340,15 +11340,15 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
             folders[name] = Bucket(name, incoming, place, store, **options)
         elif name == "library" and settings.media_dir:
             below = f"{MEDIA_FOLDER}/"
-            options["excluded"] = [*apart, f"{place}/{MEDIA_FOLDER}"]
+            options["excluded"] = [*excluded, f"{place}/{MEDIA_FOLDER}"]
             if index:
                 options["is_new"] = functools.partial(
                     index.files.is_empty, name, below, beside=True
                 )
             folders[name] = Bucket(name, place, settings.media_dir, store, below=below, **options)
         else:
-            excluded = apart if name == "library" else ()
-            folders[name] = Folder(name, place, excluded=excluded, **options)
+            options["excluded"] = excluded if name == "library" else ()
+            folders[name] = Folder(name, place, **options)
     return folders
 
 
@@ -11367,6 +11367,8 @@ MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
 MAX_KNOWN_HASHES = 1000  # of uploads between two requests; others are read again at their end
 LOCK_SECONDS = 0.5  # that a request waits for one whose client has just gone away
 EXPIRY_SECONDS = 60.0  # between two looks for what has expired
+NO_UPLOAD = "There is no such upload, or it has expired."
+BUSY_UPLOAD = "Another request is going on with this upload."
 
 
 class ResumableUploads:
@@ -11471,7 +11473,7 @@ class ResumableUploads:
             self.rows.remove(upload.id)
 
     def complete(self, upload: OpenUpload, answer: bytes) -> OpenUpload:
-        """Keep the answer for a client that has lost it; the upload as it is then."""
+        """Keep the answer for a client that has lost it; return the upload as it is then."""
         done = upload._replace(received=upload.length or 0, answer=answer.decode())
         with contextlib.suppress(sqlite3.Error):  # the file is stored: that is what counts
             self.rows.complete(done)
@@ -11484,7 +11486,7 @@ class ResumableUploads:
         self.rows.remove(upload.id)
 
     def recover(self) -> frozenset[str]:
-        """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
+        """Forget what has expired or was lost in a crash; return the ids of what stays."""
         self.remove_expired()
         kept = []
         for upload in self.rows.unfinished():
@@ -11501,9 +11503,6 @@ class ResumableUploads:
         for upload in self.rows.expired(time.time()):
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
-
-
-NO_UPLOAD = "There is no such upload, or it has expired."
 
 
 class Transfer:
@@ -11622,9 +11621,6 @@ class Transfer:
             self._uploads.remove(self.upload)
 
 
-BUSY_UPLOAD = "Another request is going on with this upload."
-
-
 DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 DURATIONS_AT = 600  # in a route's numbers, behind its answers by status
 ROUTE_NUMBERS = DURATIONS_AT + len(DURATIONS) + 1  # the last: beyond all of these
@@ -11718,17 +11714,17 @@ class App:
         self.entity_texts: dict[tuple[int, int], str] = {}  # by id and transaction
         self.started = time.monotonic()
 
-    def problems(self, sight: FolderStatus) -> list[str]:
+    def problems(self, folder: FolderStatus) -> list[str]:
         """Return what is not as it should be, in sentences without paths."""
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
         return [
             sentence.format(count)
             for count, sentence in (
-                (sight.hangs, "The storage folder does not answer."),
-                (sight.missing, "The storage folder is not there, or there is nothing in it."),
-                (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
-                (", ".join(sight.lost), "Folders of the server that are not there: {}."),
+                (folder.hangs, "The storage folder does not answer."),
+                (folder.missing, "The storage folder is not there, or there is nothing in it."),
+                (len(folder.absent), "Disks below the storage folder that are not mounted: {}."),
+                (", ".join(folder.lost), "Folders of the server that are not there: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -12031,6 +12027,7 @@ BODY_TYPES = {
 # What clients say of a body that is a file: nothing (`curl -T`), or a type, which is not believed
 FILE_TYPES = re.compile(r"|(application|binary)/octet-stream|(image|video|audio)/.*")
 UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
+JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
 
 
 class BodyReader(Protocol):
@@ -12069,12 +12066,12 @@ def open_body(
         request.app.renditions.note_upload()
     if spec.reader is not None:  # an empty body says something, too
         return spec.reader(request, **parameters)
-    media_type, parameters = parse_content_type(headers.get("content-type", ""))
+    media_type, options = parse_content_type(headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if not head.has_body:  # whatever its type would have been
         return None
     if media_type == "multipart/form-data" and "multipart" in spec.kinds:
-        return FormBody(request, spec, parameters.get("boundary", ""))
+        return FormBody(request, spec, options.get("boundary", ""))
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
@@ -12137,8 +12134,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if wrapper and wrapper in values:
         values, where = values[wrapper], f"body/{wrapper}"
         if not isinstance(values, dict):
-            problem = ("must be an object", "model_attributes_type")
-            raise ValidationError(FieldError("body", wrapper, *problem))
+            message = "must be an object"
+            raise ValidationError(FieldError("body", wrapper, message, "model_attributes_type"))
     fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
@@ -12168,9 +12165,6 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
         given = type(value).__name__
         raise ValidationError(FieldError("body", "", message, "dict_type", given=given))
     return value
-
-
-JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
 
 
 class FormBody(BodyReader):
@@ -12343,6 +12337,7 @@ def need_mounts(app: App) -> None:
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 NO_STORE = {"Cache-Control": "no-store"}
+SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
 def json_response(
@@ -12460,9 +12455,6 @@ class Content(NamedTuple):
             yield FileSlice(self.source, at, end - at, before)
 
 
-SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
-
-
 def content_response(
     head: RequestHead, content: Content, known: Mapping[str, str] | None = None
 ) -> Response:
@@ -12490,27 +12482,25 @@ def content_response(
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, held)
-    if len(ranges) == 1:
-        first, last = ranges[0]
-        fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
-        return Response(206, fields, [*content.cut(first, last)], held)
-    return multirange_response(content, fields, ranges)
+    if len(ranges) > 1:
+        boundary = secrets.token_hex(16)
+        fields["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+        return Response(206, fields, join_ranges(content, ranges, boundary), held)
+    first, last = ranges[0]
+    fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
+    return Response(206, fields, [*content.cut(first, last)], held)
 
 
-def multirange_response(
-    content: Content, fields: Mapping[str, str], ranges: Sequence[tuple[int, int]]
-) -> Response:
-    """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
-    boundary = secrets.token_hex(16)
+def join_ranges(
+    content: Content, ranges: Iterable[tuple[int, int]], boundary: str
+) -> list[Segment]:
+    """Return several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     parts: list[Segment] = []
     for first, last in ranges:
         about = f"Content-Type: {content.mime_type}\r\n"
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
         parts += content.cut(first, last, f"\r\n--{boundary}\r\n{about}\r\n".encode())
-    parts.append(f"\r\n--{boundary}--\r\n".encode())
-    fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
-    held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, parts, held)
+    return [*parts, f"\r\n--{boundary}--\r\n".encode()]
 
 
 # -- The application ---------------------------------------------------------------------
@@ -12945,12 +12935,11 @@ FASTAPI_MESSAGES = {
 DJANGO_MESSAGES = {
     "dict_type": "Invalid data. Expected a dictionary, but got {}.",
     "missing": "This field is required.",
-    "int_parsing": "A valid integer is required.",
-    "int_parsing_size": "A valid integer is required.",
-    "int_from_float": "A valid integer is required.",
-    "int_type": "A valid integer is required.",
-    "bool_parsing": "Must be a valid boolean.",
-    "bool_type": "Must be a valid boolean.",
+    **dict.fromkeys(
+        ("int_parsing", "int_parsing_size", "int_from_float", "int_type"),
+        "A valid integer is required.",
+    ),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "Must be a valid boolean."),
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -13380,11 +13369,10 @@ def thumbnail_response(
     """Answer with a thumbnail, which is made if need be."""
     app = request.app
     content = rendered_content(app, file, make_rendition(app, file, asset, THUMBNAIL))
+    folder = app.folders[file.root]
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
-        return content_response(request.head, content)
-    folder = app.folders[file.root]
-    if folder.is_local(file.path):
+    elif folder.is_local(file.path):
         with contextlib.suppress(OSError, ValueError):
             status = folder.stat(file.path)
             if file.matches(status):
@@ -13695,8 +13683,8 @@ def begin_session(app: App, request: Request, user: User) -> Session | None:
     """Return a new session of a user; None if the account was disabled or its password changed."""
     now, key, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
     agent = printable_line(request.headers.get("user-agent", ""))[:MAX_USER_AGENT_LENGTH]
-    origin = {"address": request.client, "user_agent": agent}
-    session = Session(key, user.id, jti, now, int(now) + refresh_seconds(app), now, **origin)
+    end, address = int(now) + refresh_seconds(app), request.client
+    session = Session(key, user.id, jti, now, end, now, address=address, user_agent=agent)
     opened = app.index.write(lambda db: app.index.sessions.open(db, user, session))
     return session if opened else None
 
@@ -13880,7 +13868,7 @@ def parse_search(text: str) -> tuple[str, ...]:
 
 def list_owned(
     request: Request, things: OwnedTable[Record], columns: Set[str],
-    to_json: Callable[[Record], Any], *, equal: tuple[tuple[str, str], ...] = (),
+    show: Callable[[Record], Any], *, equal: tuple[tuple[str, str], ...] = (),
 ) -> Response:  # fmt: skip
     """Return a page of the caller's own things."""
     query = request.query
@@ -13892,7 +13880,7 @@ def list_owned(
         "count": count,
         "next": page_url(request, page + 1) if page < last else None,
         "previous": page_url(request, page - 1) if page > 1 else None,
-        "results": [to_json(thing) for thing in things.each(wanted, size, (page - 1) * size)],
+        "results": [show(thing) for thing in things.each(wanted, size, (page - 1) * size)],
     }
     return json_response(value)
 
@@ -13917,12 +13905,11 @@ def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Fi
     user_id, key = request.principal.user_id, (values.get("collection") or "").lower()
     if user_id is not None and key and not request.app.index.collections.get(user_id, key):
         yield no_collection(key)
-    if request.upload and request.upload.facts is None:
-        yield FieldError(
-            "body", "file", NOT_MEDIA if request.upload.size else "The file is empty."
-        )
-    elif request.upload and request.upload.facts:
-        yield from kind_problems(values, request.upload.facts.kind)
+    upload = request.upload
+    if upload and upload.facts is None:
+        yield FieldError("body", "file", NOT_MEDIA if upload.size else "The file is empty.")
+    elif upload and upload.facts:
+        yield from kind_problems(values, upload.facts.kind)
 
 
 def no_collection(key: str) -> FieldError:
@@ -13990,9 +13977,9 @@ def file_url(request: Request, record: MediaRecord) -> str:
            *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     """List my media records."""
-    to_json = functools.partial(record_json, request)
+    show = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
-    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
+    return list_owned(request, app.index.media, MEDIA_ORDER, show, equal=equal)
 
 
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
@@ -14302,8 +14289,8 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 def add_pictures(app: App, request: Request, id: str) -> Response:
     """Show the library's pictures in one of my collections, which copies nothing."""
     request.need(READ)
-    found = [find_duplicate(app, sha256, "library", "entities")
-             for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
+    hashes = request.fields["sha256"]
+    found = [find_duplicate(app, sha256, "library", "entities") for sha256 in hashes]
     records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
 
     def apply(db: Database) -> None:
@@ -14787,19 +14774,19 @@ def find_share(request: Request, id: str) -> Share:
         raise HTTPError(404, "There is nothing at this link.") from None
 
 
-def has_password(app: App, request: Request, share: Share) -> bool:
+def knows_password(request: Request, share: Share) -> bool:
     """Return whether the request has the cookie of who told the password, if the link has one."""
     if share.password is None:
         return True
     cookies = request.headers.get("cookie", "")
     found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
     what, now = f"{share.id} {share.password}", time.time()  # another password ends it
-    return any(verify_until(app.share_key, what, signed, now) for signed in found)
+    return any(verify_until(request.app.share_key, what, signed, now) for signed in found)
 
 
-def need_share_password(app: App, request: Request, share: Share) -> None:
+def need_share_password(request: Request, share: Share) -> None:
     """Refuse who has not given the password that a share has: 401."""
-    if not has_password(app, request, share):
+    if not knows_password(request, share):
         raise unauthorized("POST the link's password to its URL, as the field password.")
 
 
@@ -14825,9 +14812,9 @@ def open_share(app: App, request: Request, token: str) -> Response:
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if for_browser and not has_password(app, request, share):
+    if for_browser and not knows_password(request, share):
         return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
-    need_share_password(app, request, share)
+    need_share_password(request, share)
     found = shared_files(app, share, limit=MAX_SHARED + 1)
     has_more = len(found) > MAX_SHARED
     shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
@@ -14914,7 +14901,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
 def check_guest(app: App, request: Request, token: str) -> Share:
     """Return the link, if who has it may add to its folder; 401, 403, 404."""
     share = find_share(request, token)
-    need_share_password(app, request, share)
+    need_share_password(request, share)
     if not share.takes:
         raise HTTPError(403, "This link shows files, but takes none.")
     return share
@@ -14987,7 +14974,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """Get a file of a link, by its SHA-256 or what stands for that where a part is left out."""
     share, id = find_share(request, token), check_sha256(n)
-    need_share_password(app, request, share)
+    need_share_password(request, share)
     found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
@@ -15055,13 +15042,13 @@ def restore_trashed(app: App, id: str) -> bool:
 
 
 def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
-    """Remove for good what was deleted before a time; what went."""
+    """Remove for good what was deleted before a time; return what went."""
     removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
     return list(filter(None, removed))
 
 
 def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
-    """Remove what is still in the trash, with the files that nothing else needs."""
+    """Remove what is still in the trash, with the files that nothing else needs; return it."""
 
     def forget(db: Database) -> tuple[Trashed | None, list[str]]:
         now = app.index.trash.get(trashed.id, db)
@@ -15394,11 +15381,11 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 
 def health_json(app: App) -> dict[str, Any]:
     """Return the health answer; what is wrong is counted or said only where it is so."""
-    sight = app.watcher.look()
-    scan, problems = app.scanner.progress.get(), app.problems(sight)
+    folder, scan = app.watcher.look(), app.scanner.progress.get()
+    problems = app.problems(folder)
     names = ("running", "done", "total", "finished_at", *["unreadable"] * bool(scan.unreadable))
     health = {
-        "status": "degraded" if any(sight) else "ok",
+        "status": "degraded" if any(folder) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -15472,10 +15459,7 @@ def check_hash(app: App, request: Request) -> Response:
         ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
         list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
-    """Tell which of up to 1,000 contents are stored.
-
-    Tell it of each hash in the list that is the body, in its order.
-    """
+    """Tell which of up to 1,000 contents are stored, by the list of hashes in the body."""
     return json_response(stored_json(request, request.fields["sha256"]))
 
 
@@ -15841,8 +15825,7 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
             content[JSON_TYPE]["example"] = example_of(schema)
     needs_field = any(field.required for field in spec.fields)
     needs_upload = spec.upload is not None and spec.upload.required
-    needed = bool(needs_field or needs_upload or spec.wrapper)
-    return {"required": needed, "content": content}
+    return {"required": bool(needs_field or needs_upload or spec.wrapper), "content": content}
 
 
 def describe_content(kind: str) -> dict[str, Any]:
@@ -16602,7 +16585,7 @@ def choose_files(app: App, request: Request) -> list[Zipped]:
     """
     query, taken = dict(request.query), dict[str, Iterator[str]]()
     group, album, only = (query.pop(name, None) for name in ("group", "album", "only"))
-    wanted = None if only is None else only.lower().split(",")
+    wanted = None if only is None else set(only.lower().split(","))
     files, missing = list[Zipped](), list[str]()
     items = open_album(app, request, album)[0] if album else open_library(app, query)
     for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
@@ -16616,8 +16599,8 @@ def choose_files(app: App, request: Request) -> list[Zipped]:
             continue
         file, asset = found
         name, taken_at = name_in_zip(item, asset.facts), int(item.taken[8:]) if item.taken else 0
-        opened = functools.partial(open_unchanged, app, file)
-        files.append(Zipped(take_name(name, taken), file.size, taken_at, opened))
+        opener = functools.partial(open_unchanged, app, file)
+        files.append(Zipped(take_name(name, taken), file.size, taken_at, opener))
     if files and missing:
         missing.insert(0, "These files have changed, or gone, since the server looked for them:")
         text = "\n".join(missing).encode()
@@ -19033,6 +19016,10 @@ def print_token(
     print(sign_grant(grant, scoped_key(secret)))
 
 
+class Refusal(Exception):
+    """A command cannot do what it was asked; the text says why."""
+
+
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """Return the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
@@ -19050,10 +19037,6 @@ def index_to_read(settings: Settings) -> contextlib.closing[Index]:
         index.close()
         raise Refusal("another version of mediaserver made the index: start this one once")
     return contextlib.closing(index)
-
-
-class Refusal(Exception):
-    """A command cannot do what it was asked; the text says why."""
 
 
 @contextlib.contextmanager
@@ -20077,13 +20060,9 @@ def find_copy(
 
 
 def copy_file(
-    origin: Folder,
-    file: File,
-    folder: Folder,
-    keep: Callable[[Incoming], T],
-    *,
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], *,
     md5: bool = False,
-) -> T:
+) -> T:  # fmt: skip
     """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
     with origin.open(file.path) as source:
         status = os.fstat(source.fileno())
@@ -20493,6 +20472,7 @@ def count_outcomes(
 
 # What is told to the process. Until there is somebody to react, all of it waits.
 SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM))
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
 
 
 def notify(state: str) -> None:
@@ -20617,9 +20597,6 @@ class Supervisor:
         for process, worker in self._workers.items():
             if worker in workers:
                 os.kill(process, number)  # it is there until it has been waited for
-
-
-RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
 
 
 def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
@@ -20846,9 +20823,9 @@ def addresses(host: str, port: int) -> list[str]:
     found = ["localhost"]
     for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         # Connecting a datagram socket sends nothing; it tells which address would be used.
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((target, 9))
-            own = probe.getsockname()[0]
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((target, 9))
+            own = sock.getsockname()[0]
             found.append(f"[{own}]" if ":" in own else own)
     return [f"http://{name}:{port}/" for name in found]
 
