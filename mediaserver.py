@@ -4852,6 +4852,10 @@ class LoginFailures(Table):
 
         self._index.write(apply, durable=False)
 
+    def withdraw(self, attempt: str) -> None:
+        """Forget a login of which nothing was found out."""
+        self._change("DELETE FROM login_failure WHERE attempt = ?", attempt, durable=False)
+
     def clear(self, key: str) -> None:
         """Forget the failures under a key."""
         sql = "DELETE FROM login_failure WHERE key = ?"
@@ -11418,10 +11422,10 @@ class ResumableUploads:
             id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry()
         )
         folder.make_file(self._name(opened))
-        if not self.rows.add(opened, MAX_OPEN_UPLOADS):
-            folder.unlink(self._name(opened))
-            detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
-            raise HTTPError(429, detail, RETRY_LATER)
+        with undoing(folder.unlink, self._name(opened)):
+            if not self.rows.add(opened, MAX_OPEN_UPLOADS):
+                detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
+                raise HTTPError(429, detail, RETRY_LATER)
         return opened
 
     def _name(self, upload: OpenUpload) -> str:
@@ -13654,7 +13658,8 @@ def check_login(
         if failures.begin(attempt, limits, now):
             break
         time.sleep(LOOK_AGAIN_SECONDS)  # logins that have not ended are in the way
-    right = verify_password(password, stored)
+    with undoing(failures.withdraw, attempt):  # where there is no memory for it
+        right = verify_password(password, stored)
     failures.end(attempt, account if right else None)
     return right
 
@@ -15192,7 +15197,8 @@ def begin_resumable(request: Request) -> Transfer:
             "Upload-Limit": format_limit(app, upload),
             "Upload-Draft-Interop-Version": head.draft,
         }
-    request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
+    with undoing(app.uploads.remove, upload):  # whose URL nobody knows yet
+        request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
     return request.transfer
 
 
@@ -18331,7 +18337,7 @@ function zoomable(picture, item) {
     picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
     view.classList.toggle("large", scale > 1);
     const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
-    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
+    if (scale > 1.5 && known && picture.src.includes("/preview/")) {
       const large = new Image();  // shown only once it is there, so that nothing flickers
       large.onload = () => { picture.src = large.src; };
       large.src = original(item);

@@ -11098,6 +11098,29 @@ def test_a_success_clears_the_count_and_guesses_at_once_get_no_further_than_five
     assert sorted(statuses) == [401] * 5 + [429] * 4
 
 
+def test_a_login_that_nothing_was_found_out_of_does_not_count(settings_of, tmp_path, monkeypatch):
+    """There was no memory for scrypt, as often as an account may fail."""
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    stored = ms.hash_password("correct horse")
+    with ms.opened_app(settings) as app:
+        request = ms.Request(app, ms.parse_request_head(get_line("/")[:-4]), "192.0.2.1")
+
+        def log_in() -> bool:
+            return ms.check_login(request, "account 1", "correct horse", stored)
+
+        def fail(*_: str) -> bool:
+            raise MemoryError
+
+        with monkeypatch.context() as short:
+            short.setattr(ms, "verify_password", fail)
+            for _ in range(ms.MAX_ACCOUNT_FAILURES):
+                with pytest.raises(MemoryError):
+                    log_in()
+        assert app.index.value("SELECT count(*) FROM login_failure") == 0
+        assert log_in()
+
+
 def processor_seconds(pid: int) -> float:
     """What a process has used (proc(5), utime and stime)."""
     status = Path(f"/proc/{pid}/stat")
@@ -13528,6 +13551,27 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, ca
     watching.join(DEADLINE)
     assert uploads.rows.unfinished() == []
     index.close()
+
+
+@pytest.mark.parametrize("step", ["add", "take"])
+def test_an_upload_that_cannot_begin_leaves_nothing(settings_of, tmp_path, monkeypatch, step):
+    """No file, and none of the uploads that its owner may have open: nobody knows its URL."""
+    settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
+    ms.make_folders(settings)
+    fields = {**TUS, **about("media"), "Upload-Length": "9"}
+    head = post("/files", 0, *(f"{name}: {value}" for name, value in fields.items()))[:-4]
+    asked = []
+
+    def fail(*values: object) -> None:
+        asked.append(values)
+        raise sqlite3.OperationalError("the index is locked")
+
+    with ms.opened_app(settings) as app:
+        monkeypatch.setattr(app.uploads.rows, step, fail)
+        answer = ms.Dispatcher(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        assert (answer.status, len(asked)) == (503, 1)
+        assert not left_arriving(tmp_path)
+        assert app.uploads.rows.unfinished() == []
 
 
 def test_open_uploads_have_bounds(start):
@@ -16220,16 +16264,23 @@ def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, serve
     need("PIL")
     entities = Entities(server)
     tree = str(entities.collection(label="Tree")["id"])
-    leaf = entities.create(png(7, 5), label="leaf", parent_id=tree)
+    leaf = entities.create(png(7, 5), label="leaf.png", parent_id=tree)
     content = png(30, 20)
-    entities.send("PUT", str(leaf["id"]), content, label="leaf", parent_id=tree)
+    entities.send("PUT", str(leaf["id"]), content, label="leaf.png", parent_id=tree)
     browser.open(f"{server.url}/gallery?album=entities")
     browser.click(f"#cards a[href$='album={tree}']")
     browser.click(f"[data-sha='{sha256(content)}'] a")  # not one of those outside of the tree
     browser.click("#viewer [title=Details]")
     browser.see("document.querySelector('#view img')?.naturalWidth === 30")
+    # What a zoom asks for: the file itself, unless that, or an older one, is shown already.
+    browser.run("window.Image = class { set src(url) { window.asked = url; } }")
+    zoom = "document.querySelector('#view img').ondblclick({clientX: 1, clientY: 1})"
+    asked = f"window.asked = null; {zoom}; return window.asked"
+    assert browser.run(asked).endswith(f"/entity/{leaf['id']}/file")
     browser.click("#facts button:last-of-type")
     browser.see("document.querySelector('#view img').naturalWidth === 7")
+    assert browser.run(zoom) is None, "back to its size"
+    assert browser.run(asked) is None
 
 
 def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path):
