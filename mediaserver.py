@@ -14188,7 +14188,7 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 
 @ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, {200: "Record"})
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
-    """Take a media record out of its collection; one that has nothing else to show goes."""
+    """Take a media record out of its collection; one that shows a library file is deleted."""
     answer = move_record(app, request, id, None)
     app.index.write(lambda db: app.index.media.remove_if_uncollected(db, id.lower()))
     return answer
@@ -14292,7 +14292,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
     {204: ""}, before=find_collection, body=BodySpec(
         ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
-    """Show the library's pictures in one of my collections, which copies nothing."""
+    """Add files of the library or the entities to one of my collections, without copies."""
     request.need(READ)
     hashes = request.fields["sha256"]
     found = [find_duplicate(app, sha256, "library", "entities") for sha256 in hashes]
@@ -14463,7 +14463,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 @ENTITIES.route("PATCH", "/entity/{id}", WRITE,
     {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
-    """Change, move, soft-delete or restore."""
+    """Change, move, soft-delete or restore an entity."""
 
     def draft(db: Database | None) -> Entity:
         return find_entity(app, id, db=db)._replace(**request.fields)
@@ -14884,7 +14884,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 @SHARES.route("POST", "/s/{token}", OPEN, {303: ""}, body=SHARE_PASSWORD, reads=True)
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
-    """Tell a link's password."""
+    """Open a link that has a password, with it."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     key, most = f"share {share.id}", MAX_SHARE_FAILURES
@@ -14977,7 +14977,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
 @SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
     query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """Get a file of a link, by its SHA-256 or what stands for that where a part is left out."""
+    """Get a file of a link, by its SHA-256 or what the link names it by instead."""
     share, id = find_share(request, token), check_sha256(n)
     need_share_password(request, share)
     found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
@@ -15095,14 +15095,14 @@ def restore_one(app: App, request: Request, id: str) -> Response:
 
 @TRASH.route("DELETE", "/trash/{id}", BEARER, {204: ""})
 def remove_one(app: App, request: Request, id: str) -> Response:
-    """Remove for good what is in the trash."""
+    """Remove one thing in my trash for good."""
     existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
     return Response(204)
 
 
 @TRASH.route("DELETE", "/trash", BEARER, {204: ""})
 def empty_my_trash(app: App, request: Request) -> Response:
-    """Remove for good all of my media records that are in the trash, and the entities there."""
+    """Empty my trash: my media records, and the entities if I may change them."""
     for trashed in app.index.trash.all():
         if is_trash_of(request, trashed):
             remove_trashed(app, trashed, math.inf)
@@ -15433,7 +15433,7 @@ PREVIEW_QUERY = (
 
 @SYSTEM.route("GET", "/preview/{sha256}", READ, {200: "preview"}, query=PREVIEW_QUERY)
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
-    """Get a picture for browsers, within a square."""
+    """Get a picture as browsers show it, WebP or JPEG, that fits a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
@@ -18068,14 +18068,17 @@ const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format
 // Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
   const next = shown && (await neighbour(shown, 1) || await neighbour(shown, -1));
-  for (const item of items) {
-    const answer = await call(...callOf(item));
-    if (answer.status !== 404) await check(answer);
-    picked.delete(keyOf(item));
+  try {
+    for (const item of items) {
+      const answer = await call(...callOf(item));
+      if (answer.status !== 404) await check(answer);
+      picked.delete(keyOf(item));
+    }
+    if (shown) history.replaceState(null, "", addressTo(next));
+  } finally {  // one may have been refused
+    drawPicked();
+    await start(true);
   }
-  if (shown) history.replaceState(null, "", addressTo(next));
-  drawPicked();
-  await start(true);
   notify(t(said, nameAll(items)));
 }
 

@@ -16260,6 +16260,25 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     assert user.files() == []
 
 
+def test_what_was_deleted_before_one_is_refused_is_gone_from_the_page(browser, server):
+    user = User(server)
+    for name in ("a.png", "b.png"):
+        user.upload(png(), name, name=name)
+    browser.open(server.url + "/gallery")
+    sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
+    browser.open(server.url + "/gallery?album=mine")
+    browser.see("document.querySelectorAll('.tile').length === 2")
+    browser.run(
+        "const ask = window.fetch; let count = 0;"
+        "window.fetch = (url, options) => options.method === 'DELETE' && count++"
+        " ? Promise.resolve(new Response('{}', {status: 503})) : ask(url, options);"
+        "for (const each of document.querySelectorAll('.tile .pick')) each.click()"
+    )
+    browser.click("#picked [title=Delete]")
+    browser.see("document.querySelector('#picked span').textContent === '1 selected'")
+    browser.see("document.querySelectorAll('.tile').length === 1")
+
+
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
     need("PIL")
     entities = Entities(server)
