@@ -126,7 +126,7 @@ from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlenco
 if TYPE_CHECKING:
     from _hashlib import HASH as Hash
     from concurrent.futures import Future
-    from typing import IO, TextIO
+    from typing import TextIO
 
     from PIL import Image
 
@@ -10914,8 +10914,7 @@ class Field(NamedTuple):
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
     minimum: int | None = None  # of an integer
-    maximum: int | None = None  # beyond it: an error
-    ceiling: int | None = None  # beyond it: counts as this
+    maximum: int | None = None
     shortest: int = 0  # characters of a text
     longest: int | None = None
     choices: tuple[str, ...] = ()
@@ -11964,7 +11963,7 @@ def parse_integer(value: Any) -> int:
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
-    """Return a number within its field's bounds, its ceiling at most; BadValue for one outside."""
+    """Return a number within its field's bounds; BadValue for one outside."""
     low, high = item.minimum, item.maximum
     if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise BadValue("is too large", "int_parsing_size")
@@ -11972,7 +11971,7 @@ def check_bounds(item: Field, number: int, where: str) -> int:
         raise BadValue(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
         raise BadValue(f"must be at most {high}", "less_than_equal", high)
-    return number if item.ceiling is None else min(number, item.ceiling)
+    return number
 
 
 FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True)
@@ -13293,10 +13292,11 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     return json_response({"deleted": filename})
 
 
-PAGE_SIZE_HELP = "100 where only a page is given, at most 1000"
+MAX_MEDIA_PAGE = 1000
+PAGE_SIZE_HELP = f"100 where only a page is given, at most {MAX_MEDIA_PAGE}"
 MEDIA_PAGING = (
     Field("page", "integer", minimum=1, help="from 1"),
-    Field("page_size", "integer", minimum=1, ceiling=1000, help=PAGE_SIZE_HELP),
+    Field("page_size", "integer", minimum=1, help=PAGE_SIZE_HELP),
 )
 
 
@@ -13305,7 +13305,7 @@ def list_media(app: App, request: Request) -> Answer:
     """List all public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
-        size = request.query.get("page_size", 100)
+        size = min(request.query.get("page_size", 100), MAX_MEDIA_PAGE)
         offset = (request.query.get("page", 1) - 1) * size
     offset = min(offset, MAX_BYTES)
 
@@ -14041,7 +14041,10 @@ def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
-    empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
+    empty = MediaRecord(
+        key, user, "", kind, size=None, path=None, note=None, description=None,
+        collection_id=None, created_at=now, updated_at=now,
+    )  # fmt: skip
     record = empty._replace(**changes)
     upload = request.upload
     placed = place_upload(app, record.user_id, upload) if upload else None
@@ -14166,10 +14169,8 @@ def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Princip
     if user_id == DEMO.user_id:
         maker = DEMO if app.settings.auth_disabled else None
     else:
-        permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
-        maker = app.index.users.present(
-            Principal("maker", user_id, None, permissions, issued=made)
-        )
+        granted = Principal("maker", user_id, None, GRANTABLE, issued=made)
+        maker = app.index.users.present(granted)
     if maker is None:
         raise unauthorized("The account is disabled.")
     return maker
@@ -15046,7 +15047,7 @@ def restore_trashed(app: App, id: str) -> bool:
     return True
 
 
-def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
+def empty_trash(app: App, until: float) -> list[Trashed]:
     """Remove for good what was deleted before a time; return what went."""
     removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
     return list(filter(None, removed))
@@ -15893,14 +15894,15 @@ def describe_common() -> dict[str, Any]:
 
 def describe_security(item: Route, settings: Settings) -> list[dict[str, list[str]]]:
     """Return the credentials of which one is needed; an empty one is none."""
-    anyone = item.access is OPEN or (item.access is READ and not settings.read_auth_enabled)
-    schemes = ["bearer"] if item.access is not OPEN else []
-    if item.method == "GET" and item.access is not OPEN:
-        schemes.append("viewCookie")
+    if item.access is OPEN:
+        return [{}]
+    is_free = settings.auth_disabled or (item.access is READ and not settings.read_auth_enabled)
+    schemes: list[dict[str, list[str]]] = [{}] * is_free + [{"bearer": []}]
+    if item.method == "GET":
+        schemes.append({"viewCookie": []})
     if item.access in {UPLOAD, TARGET}:
-        schemes.append("uploadToken")
-    none: list[dict[str, list[str]]] = [{}] if anyone or settings.auth_disabled else []
-    return none + [{name: []} for name in schemes]
+        schemes.append({"uploadToken": []})
+    return schemes
 
 
 def shown_path(item: Route) -> str:
@@ -16507,10 +16509,6 @@ class Zipped(NamedTuple):
         """Return whether its size needs a field of eight bytes (APPNOTE.TXT 4.3.14)."""
         return self.size > LARGE_FILE
 
-    def begin(self, archive: zipfile.ZipFile) -> IO[bytes]:
-        """Return what takes the file's bytes into an archive."""
-        return archive.open(self.info(), "w", force_zip64=self.is_large)
-
 
 class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
@@ -16535,7 +16533,9 @@ class ZipReader:
     def _pack(self, files: Sequence[Zipped]) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                with each.open() as source, each.begin(archive) as target:
+                with each.open() as source, archive.open(
+                    each.info(), "w", force_zip64=each.is_large
+                ) as target:  # fmt: skip
                     for block in read_blocks(source, each.size):
                         target.write(block)
                         yield self._take()
@@ -19171,7 +19171,7 @@ parse_days = amount_of("days", 1e6)
 class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
-    def __init__(self, total: int, rate: float = math.inf, *, silent: bool = False) -> None:
+    def __init__(self, total: int, rate: float = math.inf, *, silent: bool) -> None:
         """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
         self.silent = silent
