@@ -10909,7 +10909,7 @@ class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, text (a string or a number), integer, boolean, hashes
+    type: str = "string"  # string, sha256, text (a string or a number), integer, boolean, hashes
     required: bool = False
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
@@ -10938,7 +10938,7 @@ class UploadSpec(NamedTuple):
 class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
-    kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
+    kinds: tuple[str, ...]  # of BODY_TYPES; "file": the file itself; "tus", "draft": some of it
     fields: tuple[Field, ...] = ()
     upload: UploadSpec | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
@@ -11819,6 +11819,11 @@ class Request:
     def behind_proxy(self) -> bool:
         """Return whether the client speaks through a proxy that is trusted."""
         return is_trusted(self.peer, self.app.settings.trusted_proxies)
+
+    @property
+    def is_for_browser(self) -> bool:
+        """Return whether a page is asked for rather than JSON, as browsers do."""
+        return prefers(self.headers, "text/html", JSON_TYPE)
 
     @property
     def client(self) -> str:
@@ -12996,6 +13001,9 @@ MEDIA, LIBRARY, IMAGES = Family("media"), Family("library"), Family("images")
 ACCOUNTS, ENTITIES = Family("accounts"), Family("entities")
 SHARES, TRASH, SYSTEM = Family("shares"), Family("trash"), Family("system")
 FILES = Family("files", headers={"Tus-Resumable": TUS_VERSION})
+
+
+HASHES = Field("sha256", "hashes", required=True, nullable=False)
 
 
 def check_sha256(text: str) -> str:
@@ -14290,8 +14298,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 
 @ACCOUNTS.route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER,
-    {204: ""}, before=find_collection, body=BodySpec(
-        ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+    {204: ""}, before=find_collection, body=BodySpec(("json",), (HASHES,)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
     """Add files of the library or the entities to one of my collections, without copies."""
     request.need(READ)
@@ -14816,9 +14823,8 @@ def share_page(
 def open_share(app: App, request: Request, token: str) -> Response:
     """Get what a link shows: a page for browsers."""
     share = find_share(request, token)
-    for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if for_browser and not knows_password(request, share):
+    if request.is_for_browser and not knows_password(request, share):
         return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
     need_share_password(request, share)
     found = shared_files(app, share, limit=MAX_SHARED + 1)
@@ -14826,7 +14832,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
     files = [shared_json(request, share, *each) for each in shown]
     left = len(found) - has_more - len(files)
-    if for_browser:
+    if request.is_for_browser:
         url = request.reference(f"/s/{share.id}/upload")
         form = ADD_FORM.format(**texts, url=url) if share.takes else ""
         notes = f"<p>{texts['left'].format(left)}</p>" if left else ""
@@ -14892,7 +14898,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if not check_login(request, key, given, stored, most=most):
         wrong = unauthorized(SHARE_TEXTS["en"]["wrong"])
-        if not prefers(request.headers, "text/html", JSON_TYPE):
+        if not request.is_for_browser:
             raise wrong
         log_refusal(request, wrong)
         form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
@@ -14940,7 +14946,7 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
     add = add_to_folder if share.kind == "folder" else add_for_maker
     file, asset = add(request, share, incoming)
-    if prefers(request.headers, "text/html", JSON_TYPE):
+    if request.is_for_browser:
         return Response(303, {"Location": request.reference(f"/s/{share.id}")})
     return json_response(shared_json(request, share, file, asset), 201)
 
@@ -15462,9 +15468,8 @@ def check_hash(app: App, request: Request) -> Response:
 
 
 @SYSTEM.route("POST", "/exists", READ,
-    {200: "StoredContents"}, body=BodySpec(
-        ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
-        list_field="sha256"), reads=True)  # fmt: skip
+    {200: "StoredContents"}, body=BodySpec(("json",), (HASHES,), list_field="sha256"),
+    reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
     """Tell which of up to 1,000 contents are stored, by the list of hashes in the body."""
     return json_response(stored_json(request, request.fields["sha256"]))
@@ -17441,7 +17446,7 @@ async function load(group) {
       group.count = group.items.length;
       group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
-      settle(group);
+      rearrange(group);
     }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
     await group.asked;
   }
@@ -17504,7 +17509,7 @@ function place() {
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by their keys
-let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0, isNew = false;
+let lastWanted = null, lastTop = 0, nextFrame = 0, drawTimer = 0, keepTimer = 0, isNew = false;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -17512,7 +17517,7 @@ function clearTiles() {
 }
 
 function draw() {
-  drawing ||= requestAnimationFrame(() => { drawing = 0; drawNow(); });
+  nextFrame ||= requestAnimationFrame(() => { nextFrame = 0; drawNow(); });
 }
 
 function drawNow() {
@@ -17520,8 +17525,8 @@ function drawNow() {
   const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
   const fast = Math.abs(top - lastTop) > window.innerHeight;
   lastTop = top;
-  clearTimeout(settling);
-  settling = fast ? setTimeout(draw, 120) : 0;
+  clearTimeout(drawTimer);
+  drawTimer = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
   lastWanted = null;
   for (const group of groups) {
@@ -17537,8 +17542,8 @@ function drawNow() {
   }
   isNew = false;
   moveHandle();
-  clearTimeout(keeping);
-  keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
+  clearTimeout(keepTimer);
+  keepTimer = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
 }
 
 function drawGroup(group, {from, to, fast, wanted}) {
@@ -17576,7 +17581,7 @@ function want(key, wanted, make) {
 }
 
 // A group's items have come: what is in view stays where it is.
-function settle(group) {
+function rearrange(group) {
   if (!groups.includes(group)) return;
   const above = group.top + group.height < window.scrollY - $("grid").offsetTop;
   const before = group.height;
@@ -18720,7 +18725,7 @@ def get_gallery(app: App, request: Request) -> Response:
 @SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """Get the gallery page as a browser, health as a program."""
-    if prefers(request.headers, "text/html", JSON_TYPE):
+    if request.is_for_browser:
         return get_gallery(app, request)
     return json_response(health_json(app), headers={"Vary": "Accept"})
 
