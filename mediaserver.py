@@ -17672,9 +17672,10 @@ function reveal(there) {
   }
 }
 
-// The item some steps away, its group loaded if need be.
+// The item some steps away, its group loaded if need be; a new list may have come meanwhile.
 async function neighbour({group, place}, step) {
-  let there = place + step, number = groups.indexOf(group);
+  let there = place + step, number = groups.findIndex((each) => each.key === group.key);
+  if (number < 0) return null;
   while (there < 0 || there >= groups[number].count) {
     if (there < 0) {
       if (number === 0) return null;

@@ -15944,6 +15944,15 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.see(TITLE_SHOWN, "new.png")
 
 
+def test_the_viewer_goes_on_while_a_new_list_has_come_without_its_items(browser, album):
+    item = album.get("/gallery/items?group=2023-11").json["items"][2]
+    browser.open(f"{album.url}/gallery?group=2023-11&item={item[0]}")
+    browser.see(TITLE_SHOWN, "new.png")
+    browser.run("groups = groups.map((group) => ({...group}))")  # as a scan makes them
+    browser.press(RIGHT)
+    browser.see(TITLE_SHOWN, "old.png")
+
+
 def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, server, tmp_path):
     answer = server.get("/docs")
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
