@@ -20921,12 +20921,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run.func is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with usable_places(settings):
-            return run() or 0
+            status = run() or 0
+            print(end="", flush=True)
+            return status
     except SettingError as error:
         warn(str(error))
         return 2
     except Refusal as error:
         warn(str(error))
+        return 1
+    except BrokenPipeError:  # who reads what is printed has gone; Python writes at its end, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1914,6 +1914,24 @@ def test_the_command_that_the_start_prints_uploads_from_any_other_shell(
         assert made == {"media", ".incoming"}, "the command made no folder of its own"
 
 
+@pytest.mark.parametrize(
+    "words", [["token"], ["import", "old", "--dry_run"]], ids=["a line", "more than is held back"]
+)
+def test_a_command_whose_reader_has_gone_ends_without_a_word(tmp_path, words):
+    """As in `media-server user list | true`."""
+    fill(tmp_path, {f"old/a/{number:0100}.txt": b"" for number in range(200)})
+    (tmp_path / "pictures").mkdir()
+    environment = {**BARE_ENVIRONMENT, **SECRETS, "PYTHONUNBUFFERED": ""}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, BYTECODE, *words, "--storage_dir", "pictures"], cwd=tmp_path,
+        env=environment, stdout=write, stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def run_copy(program: Path, *arguments: str) -> str:
     """What a copy of the program prints, run as a user runs it, bytecode and all."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
