@@ -12081,7 +12081,9 @@ def open_body(
     if media_type == "multipart/form-data" and "multipart" in spec.kinds:
         return FormBody(request, spec, options.get("boundary", ""))
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
-        return TextBody(head, parse_urlencoded)
+        return TextBody(
+            head, lambda text: dict(parse_query(text.decode(errors="surrogateescape")))
+        )
     if is_json and "json" in spec.kinds:
         return TextBody(head, lambda text: parse_json(text, spec))
     if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
@@ -12120,11 +12122,6 @@ class TextBody(BodyReader):
 
     def finish(self) -> Mapping[str, Any]:
         return self._parse(bytes(self._content))
-
-
-def parse_urlencoded(text: bytes) -> dict[str, Any]:
-    """Return the fields of a body in application/x-www-form-urlencoded, the last of each name."""
-    return dict(parse_query(text.decode("utf-8", "surrogateescape")))
 
 
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -15910,12 +15907,6 @@ def describe_security(item: Route, settings: Settings) -> list[dict[str, list[st
     return schemes
 
 
-def shown_path(item: Route) -> str:
-    """Return a route's path as the documents spell it: Django's paths end with a slash."""
-    path = re.sub(r":\w+\}", "}", item.path)
-    return f"{path}/" if item.family is ACCOUNTS else path
-
-
 def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI operation of a route."""
     operation: dict[str, Any] = {
@@ -15950,7 +15941,8 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     spelt: dict[str, str] = {}  # paths that differ in their parameters' names alone are one
     for item in ROUTES:
-        path = shown_path(item)
+        slash = "/" if item.family is ACCOUNTS else ""  # Django's paths end with one
+        path = re.sub(r":\w+\}", "}", item.path) + slash
         path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
         operation = describe_route(item, settings)
         names = re.findall(r"\{(\w+)\}", path)
@@ -15963,9 +15955,10 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     return paths
 
 
-def openapi_json(request: Request) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of this server as the client reaches it."""
-    return {
+@SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
+def get_openapi(app: App, request: Request) -> Response:
+    """Get this interface as OpenAPI 3.1."""
+    document = {
         "openapi": "3.1.0",
         "info": {
             "title": "mediaserver",
@@ -15974,19 +15967,14 @@ def openapi_json(request: Request) -> dict[str, Any]:
         },
         "servers": [{"url": request.url("")}],
         "tags": [{"name": name} for name in dict.fromkeys(item.family.name for item in ROUTES)],
-        "paths": describe_paths(request.app.settings),
+        "paths": describe_paths(app.settings),
         "components": {
             "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
             "securitySchemes": SECURITY_SCHEMES,
             "responses": describe_common(),
         },
     }
-
-
-@SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
-def get_openapi(app: App, request: Request) -> Response:
-    """Get this interface as OpenAPI 3.1."""
-    return json_response(openapi_json(request))
+    return json_response(document)
 
 
 # -- Pages: what they share --------------------------------------------------------------
