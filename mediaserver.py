@@ -126,7 +126,7 @@ from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlenco
 if TYPE_CHECKING:
     from _hashlib import HASH as Hash
     from concurrent.futures import Future
-    from typing import IO, TextIO
+    from typing import TextIO
 
     from PIL import Image
 
@@ -4837,6 +4837,10 @@ class LoginFailures(Table):
                 db.execute(sql, (attempt, self._digest(succeeded_for)))
 
         self._index.write(apply, durable=False)
+
+    def withdraw(self, attempt: str) -> None:
+        """Forget a login of which nothing was found out."""
+        self._change("DELETE FROM login_failure WHERE attempt = ?", attempt, durable=False)
 
     def clear(self, key: str) -> None:
         """Forget the failures under a key."""
@@ -9553,7 +9557,7 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
 
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
-    """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    """Return whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
     if len(ranges) < 3:
         return False
     overlaps, end = 0, -1
@@ -9564,7 +9568,7 @@ def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
 
 
 def etag_matches(header: str, etag: str, *, weak: bool) -> bool:
-    """Say whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
+    """Return whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
 
     Weak comparison is for If-None-Match, strong for If-Match. `etag` has its quotes.
 
@@ -9580,21 +9584,21 @@ def etag_matches(header: str, etag: str, *, weak: bool) -> bool:
 
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
-    """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
+    """Return whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
     if (tags := headers.get("if-none-match")) is not None:
         return etag_matches(tags, etag, weak=True)
     return was_changed(headers.get("if-modified-since"), last_modified) is False
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
-    """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
+    """Return whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
     if (tags := headers.get("if-match")) is not None:
         return not etag_matches(tags, etag, weak=False)
     return was_changed(headers.get("if-unmodified-since"), last_modified) is True
 
 
 def was_changed(date: str | None, last_modified: float | None) -> bool | None:
-    """Say whether a file was changed after an HTTP date; None if it cannot be compared."""
+    """Return whether a file was changed after an HTTP date; None if it cannot be compared."""
     since = parse_date(date) if date and last_modified is not None else None
     return None if since is None or last_modified is None else int(last_modified) > since
 
@@ -9613,7 +9617,7 @@ def check_preconditions(
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
-    """Say whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
+    """Return whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
     validator = headers.get("if-range")
     if validator is None:
         return True
@@ -9623,7 +9627,7 @@ def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> 
 
 
 def accepts_gzip(headers: Headers) -> bool:
-    """Say whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
+    """Return whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
     weights = parse_weights(headers.get("accept-encoding", ""))
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
 
@@ -9640,6 +9644,32 @@ def parse_weights(value: str) -> dict[str, float]:
         found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
         weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
     return weights
+
+
+def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
+    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
+
+    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
+    'de'
+    """
+    weights = parse_weights(headers.get("accept-language", ""))
+    liked = [(weight, tag.partition("-")[0]) for tag, weight in weights.items()]
+    liked = [each for each in liked if each[1] in known]
+    return max(liked, key=lambda each: each[0], default=(0.0, "en"))[1]
+
+
+def prefers(headers: Headers, media_type: str, usual: str) -> bool:
+    """Return whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
+
+    >>> prefers({"accept": "image/webp, */*;q=0.8"}, "image/webp", "image/jpeg")
+    True
+    >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
+    False
+    """
+    weights = parse_weights(headers.get("accept", ""))
+    group = f"{usual.partition('/')[0]}/*"
+    general = (weights[name] for name in (usual, group, "*/*") if name in weights)
+    return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
 # -- Resumable uploads -------------------------------------------------------------------
@@ -9736,32 +9766,6 @@ def _decode_base64(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise HTTPError(400, f"{where} has a value that is not base64.") from None
-
-
-def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
-    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
-
-    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
-    'de'
-    """
-    weights = parse_weights(headers.get("accept-language", ""))
-    liked = [(weight, tag.partition("-")[0]) for tag, weight in weights.items()]
-    liked = [each for each in liked if each[1] in known]
-    return max(liked, key=lambda each: each[0], default=(0.0, "en"))[1]
-
-
-def prefers(headers: Headers, media_type: str, usual: str) -> bool:
-    """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
-
-    >>> prefers({"accept": "image/webp, */*;q=0.8"}, "image/webp", "image/jpeg")
-    True
-    >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
-    False
-    """
-    weights = parse_weights(headers.get("accept", ""))
-    group = f"{usual.partition('/')[0]}/*"
-    general = (weights[name] for name in (usual, group, "*/*") if name in weights)
-    return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
 # -- Dates and answers -------------------------------------------------------------------
@@ -10240,7 +10244,7 @@ class Connection:
         return self.server.service.on_error(error, origin)
 
     def send(self, *, may_wait: bool) -> State:
-        """Send what the client takes; the state that the connection is in then.
+        """Send what the client takes; return the state that the connection is in then.
 
         Unless it `may_wait`, it leaves what is not in memory to a thread (WORKING). Whether a
         file is in the page cache is not asked: threads send as fast, and side by side.
@@ -10557,7 +10561,7 @@ class Runner:
         return self.pools["prompt" if self._service.is_prompt(connection.head) else "short"]
 
     def proceed(self, connection: Connection, workers: Workers | None = None) -> State | None:
-        """Do what can be done by these workers, or the selector's thread; the state then.
+        """Do what can be done by these workers, or the selector's thread; return the state then.
 
         None if nothing has come but empty lines, which do not lengthen a wait.
         """
@@ -10588,7 +10592,7 @@ class Runner:
             connection.received += connection.receive(buffer, SOON_SECONDS) or b""
 
     def _answer(self, connection: Connection, workers: Workers) -> State | None:
-        """Have a request answered; the state in which more of it, or others, are awaited."""
+        """Have a request answered; return the state in which more, or another one, is awaited."""
         if self._choose_workers(connection) is not workers:
             return WORKING
         answer = self._call_service(connection)
@@ -10604,7 +10608,7 @@ class Runner:
         return None
 
     def _inline(self, connection: Connection) -> State | None:
-        """Spare a thread what is cheap, or too much; WORKING where one is needed."""
+        """Spare a thread what is cheap, or too much; return WORKING where one is needed."""
         head = connection.head
         assert head is not None
         response = None if head.has_body else self._service.inline(head, self._server.turn)
@@ -10637,7 +10641,7 @@ class Runner:
         return answer
 
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
-        """Feed what has come of a body; the answer, None if nothing more comes for now."""
+        """Feed what has come of a body; return the answer, None if no more comes for now."""
         body = connection.body
         assert body is not None
         if connection.failure is not None:
@@ -10872,13 +10876,12 @@ class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, text (a string or a number), integer, boolean, hashes
+    type: str = "string"  # string, sha256, text (a string or a number), integer, boolean, hashes
     required: bool = False
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
     minimum: int | None = None  # of an integer
-    maximum: int | None = None  # beyond it: an error
-    ceiling: int | None = None  # beyond it: counts as this
+    maximum: int | None = None
     shortest: int = 0  # characters of a text
     longest: int | None = None
     choices: tuple[str, ...] = ()
@@ -10902,7 +10905,7 @@ class UploadSpec(NamedTuple):
 class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
-    kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
+    kinds: tuple[str, ...]  # of BODY_TYPES; "file": the file itself; "tus", "draft": some of it
     fields: tuple[Field, ...] = ()
     upload: UploadSpec | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
@@ -11290,7 +11293,7 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
         "users": settings.users_dir,
         "entities": settings.media_storage_dir,
     }
-    apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+    excluded = [str(settings.database_dir), *map(str, list(places.values())[1:])]
     signer = Signer(
         settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_region,
         token=settings.aws_session_token,
@@ -11307,15 +11310,15 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
             folders[name] = Bucket(name, incoming, place, store, **options)
         elif name == "library" and settings.media_dir:
             below = f"{MEDIA_FOLDER}/"
-            options["excluded"] = [*apart, f"{place}/{MEDIA_FOLDER}"]
+            options["excluded"] = [*excluded, f"{place}/{MEDIA_FOLDER}"]
             if index:
                 options["is_new"] = functools.partial(
                     index.files.is_empty, name, below, beside=True
                 )
             folders[name] = Bucket(name, place, settings.media_dir, store, below=below, **options)
         else:
-            excluded = apart if name == "library" else ()
-            folders[name] = Folder(name, place, excluded=excluded, **options)
+            options["excluded"] = excluded if name == "library" else ()
+            folders[name] = Folder(name, place, **options)
     return folders
 
 
@@ -11334,6 +11337,8 @@ MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
 MAX_KNOWN_HASHES = 1000  # of uploads between two requests; others are read again at their end
 LOCK_SECONDS = 0.5  # that a request waits for one whose client has just gone away
 EXPIRY_SECONDS = 60.0  # between two looks for what has expired
+NO_UPLOAD = "There is no such upload, or it has expired."
+BUSY_UPLOAD = "Another request is going on with this upload."
 
 
 class ResumableUploads:
@@ -11383,10 +11388,10 @@ class ResumableUploads:
             id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry()
         )
         folder.make_file(self._name(opened))
-        if not self.rows.add(opened, MAX_OPEN_UPLOADS):
-            folder.unlink(self._name(opened))
-            detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
-            raise HTTPError(429, detail, RETRY_LATER)
+        with undoing(folder.unlink, self._name(opened)):
+            if not self.rows.add(opened, MAX_OPEN_UPLOADS):
+                detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
+                raise HTTPError(429, detail, RETRY_LATER)
         return opened
 
     def _name(self, upload: OpenUpload) -> str:
@@ -11438,7 +11443,7 @@ class ResumableUploads:
             self.rows.remove(upload.id)
 
     def complete(self, upload: OpenUpload, answer: bytes) -> OpenUpload:
-        """Keep the answer for a client that has lost it; the upload as it is then."""
+        """Keep the answer for a client that has lost it; return the upload as it is then."""
         done = upload._replace(received=upload.length or 0, answer=answer.decode())
         with contextlib.suppress(sqlite3.Error):  # the file is stored: that is what counts
             self.rows.complete(done)
@@ -11451,7 +11456,7 @@ class ResumableUploads:
         self.rows.remove(upload.id)
 
     def recover(self) -> frozenset[str]:
-        """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
+        """Forget what has expired or was lost in a crash; return the ids of what stays."""
         self.remove_expired()
         kept = []
         for upload in self.rows.unfinished():
@@ -11468,9 +11473,6 @@ class ResumableUploads:
         for upload in self.rows.expired(time.time()):
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
-
-
-NO_UPLOAD = "There is no such upload, or it has expired."
 
 
 class Transfer:
@@ -11589,9 +11591,6 @@ class Transfer:
             self._uploads.remove(self.upload)
 
 
-BUSY_UPLOAD = "Another request is going on with this upload."
-
-
 DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 DURATIONS_AT = 600  # in a route's numbers, behind its answers by status
 ROUTE_NUMBERS = DURATIONS_AT + len(DURATIONS) + 1  # the last: beyond all of these
@@ -11685,17 +11684,17 @@ class App:
         self.entity_texts: dict[tuple[int, int], str] = {}  # by id and transaction
         self.started = time.monotonic()
 
-    def problems(self, sight: FolderStatus) -> list[str]:
+    def problems(self, folder: FolderStatus) -> list[str]:
         """Return what is not as it should be, in sentences without paths."""
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
         return [
             sentence.format(count)
             for count, sentence in (
-                (sight.hangs, "The storage folder does not answer."),
-                (sight.missing, "The storage folder is not there, or there is nothing in it."),
-                (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
-                (", ".join(sight.lost), "Folders of the server that are not there: {}."),
+                (folder.hangs, "The storage folder does not answer."),
+                (folder.missing, "The storage folder is not there, or there is nothing in it."),
+                (len(folder.absent), "Disks below the storage folder that are not mounted: {}."),
+                (", ".join(folder.lost), "Folders of the server that are not there: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -11787,6 +11786,11 @@ class Request:
     def behind_proxy(self) -> bool:
         """Return whether the client speaks through a proxy that is trusted."""
         return is_trusted(self.peer, self.app.settings.trusted_proxies)
+
+    @property
+    def is_for_browser(self) -> bool:
+        """Return whether a page is asked for rather than JSON, as browsers do."""
+        return prefers(self.headers, "text/html", JSON_TYPE)
 
     @property
     def client(self) -> str:
@@ -11931,7 +11935,7 @@ def parse_integer(value: Any) -> int:
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
-    """Return a number within its field's bounds, its ceiling at most; BadValue for one outside."""
+    """Return a number within its field's bounds; BadValue for one outside."""
     low, high = item.minimum, item.maximum
     if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise BadValue("is too large", "int_parsing_size")
@@ -11939,7 +11943,7 @@ def check_bounds(item: Field, number: int, where: str) -> int:
         raise BadValue(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
         raise BadValue(f"must be at most {high}", "less_than_equal", high)
-    return number if item.ceiling is None else min(number, item.ceiling)
+    return number
 
 
 FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True)
@@ -11998,6 +12002,7 @@ BODY_TYPES = {
 # What clients say of a body that is a file: nothing (`curl -T`), or a type, which is not believed
 FILE_TYPES = re.compile(r"|(application|binary)/octet-stream|(image|video|audio)/.*")
 UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
+JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
 
 
 class BodyReader(Protocol):
@@ -12036,14 +12041,16 @@ def open_body(
         request.app.renditions.note_upload()
     if spec.reader is not None:  # an empty body says something, too
         return spec.reader(request, **parameters)
-    media_type, parameters = parse_content_type(headers.get("content-type", ""))
+    media_type, options = parse_content_type(headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if not head.has_body:  # whatever its type would have been
         return None
     if media_type == "multipart/form-data" and "multipart" in spec.kinds:
-        return FormBody(request, spec, parameters.get("boundary", ""))
+        return FormBody(request, spec, options.get("boundary", ""))
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
-        return TextBody(head, parse_urlencoded)
+        return TextBody(
+            head, lambda text: dict(parse_query(text.decode(errors="surrogateescape")))
+        )
     if is_json and "json" in spec.kinds:
         return TextBody(head, lambda text: parse_json(text, spec))
     if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
@@ -12084,11 +12091,6 @@ class TextBody(BodyReader):
         return self._parse(bytes(self._content))
 
 
-def parse_urlencoded(text: bytes) -> dict[str, Any]:
-    """Return the fields of a body in application/x-www-form-urlencoded, the last of each name."""
-    return dict(parse_query(text.decode("utf-8", "surrogateescape")))
-
-
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a form; raises ValidationError with all that is wrong with it."""
     problems: list[FieldError] = []
@@ -12104,8 +12106,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if wrapper and wrapper in values:
         values, where = values[wrapper], f"body/{wrapper}"
         if not isinstance(values, dict):
-            problem = ("must be an object", "model_attributes_type")
-            raise ValidationError(FieldError("body", wrapper, *problem))
+            message = "must be an object"
+            raise ValidationError(FieldError("body", wrapper, message, "model_attributes_type"))
     fields = collect_declared(spec.fields, values, where, problems, has_upload=has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
@@ -12135,9 +12137,6 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
         given = type(value).__name__
         raise ValidationError(FieldError("body", "", message, "dict_type", given=given))
     return value
-
-
-JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
 
 
 class FormBody(BodyReader):
@@ -12310,6 +12309,7 @@ def need_mounts(app: App) -> None:
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 NO_STORE = {"Cache-Control": "no-store"}
+SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
 def json_response(
@@ -12427,9 +12427,6 @@ class Content(NamedTuple):
             yield FileSlice(self.source, at, end - at, before)
 
 
-SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
-
-
 def content_response(
     head: RequestHead, content: Content, known: Mapping[str, str] | None = None
 ) -> Response:
@@ -12457,27 +12454,25 @@ def content_response(
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, held)
-    if len(ranges) == 1:
-        first, last = ranges[0]
-        fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
-        return Response(206, fields, [*content.cut(first, last)], held)
-    return multirange_response(content, fields, ranges)
+    if len(ranges) > 1:
+        boundary = secrets.token_hex(16)
+        fields["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+        return Response(206, fields, join_ranges(content, ranges, boundary), held)
+    first, last = ranges[0]
+    fields["Content-Range"] = f"bytes {first}-{last}/{content.size}"
+    return Response(206, fields, [*content.cut(first, last)], held)
 
 
-def multirange_response(
-    content: Content, fields: Mapping[str, str], ranges: Sequence[tuple[int, int]]
-) -> Response:
-    """Answer several ranges as multipart/byteranges (RFC 9110 §14.6)."""
-    boundary = secrets.token_hex(16)
+def join_ranges(
+    content: Content, ranges: Iterable[tuple[int, int]], boundary: str
+) -> list[Segment]:
+    """Return several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     parts: list[Segment] = []
     for first, last in ranges:
         about = f"Content-Type: {content.mime_type}\r\n"
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
         parts += content.cut(first, last, f"\r\n--{boundary}\r\n{about}\r\n".encode())
-    parts.append(f"\r\n--{boundary}--\r\n".encode())
-    fields = {**fields, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
-    held = None if isinstance(content.source, bytes) else content.source
-    return Response(206, fields, parts, held)
+    return [*parts, f"\r\n--{boundary}--\r\n".encode()]
 
 
 # -- The application ---------------------------------------------------------------------
@@ -12912,12 +12907,11 @@ FASTAPI_MESSAGES = {
 DJANGO_MESSAGES = {
     "dict_type": "Invalid data. Expected a dictionary, but got {}.",
     "missing": "This field is required.",
-    "int_parsing": "A valid integer is required.",
-    "int_parsing_size": "A valid integer is required.",
-    "int_from_float": "A valid integer is required.",
-    "int_type": "A valid integer is required.",
-    "bool_parsing": "Must be a valid boolean.",
-    "bool_type": "Must be a valid boolean.",
+    **dict.fromkeys(
+        ("int_parsing", "int_parsing_size", "int_from_float", "int_type"),
+        "A valid integer is required.",
+    ),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "Must be a valid boolean."),
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -12971,6 +12965,9 @@ MEDIA, LIBRARY, IMAGES = Family("media"), Family("library"), Family("images")
 ACCOUNTS, ENTITIES = Family("accounts"), Family("entities")
 SHARES, TRASH, SYSTEM = Family("shares"), Family("trash"), Family("system")
 FILES = Family("files", headers={"Tus-Resumable": TUS_VERSION})
+
+
+HASHES = Field("sha256", "hashes", required=True, nullable=False)
 
 
 def check_sha256(text: str) -> str:
@@ -13267,10 +13264,11 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     return json_response({"deleted": filename})
 
 
-PAGE_SIZE_HELP = "100 where only a page is given, at most 1000"
+MAX_MEDIA_PAGE = 1000
+PAGE_SIZE_HELP = f"100 where only a page is given, at most {MAX_MEDIA_PAGE}"
 MEDIA_PAGING = (
     Field("page", "integer", minimum=1, help="from 1"),
-    Field("page_size", "integer", minimum=1, ceiling=1000, help=PAGE_SIZE_HELP),
+    Field("page_size", "integer", minimum=1, help=PAGE_SIZE_HELP),
 )
 
 
@@ -13279,7 +13277,7 @@ def list_media(app: App, request: Request) -> Answer:
     """List all public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
-        size = request.query.get("page_size", 100)
+        size = min(request.query.get("page_size", 100), MAX_MEDIA_PAGE)
         offset = (request.query.get("page", 1) - 1) * size
     offset = min(offset, MAX_BYTES)
 
@@ -13347,11 +13345,10 @@ def thumbnail_response(
     """Answer with a thumbnail, which is made if need be."""
     app = request.app
     content = rendered_content(app, file, make_rendition(app, file, asset, THUMBNAIL))
+    folder = app.folders[file.root]
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
-        return content_response(request.head, content)
-    folder = app.folders[file.root]
-    if folder.is_local(file.path):
+    elif folder.is_local(file.path):
         with contextlib.suppress(OSError, ValueError):
             status = folder.stat(file.path)
             if file.matches(status):
@@ -13633,7 +13630,8 @@ def check_login(
         if failures.begin(attempt, limits, now):
             break
         time.sleep(LOOK_AGAIN_SECONDS)  # logins that have not ended are in the way
-    right = verify_password(password, stored)
+    with undoing(failures.withdraw, attempt):  # where there is no memory for it
+        right = verify_password(password, stored)
     failures.end(attempt, account if right else None)
     return right
 
@@ -13662,8 +13660,8 @@ def begin_session(app: App, request: Request, user: User) -> Session | None:
     """Return a new session of a user; None if the account was disabled or its password changed."""
     now, key, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
     agent = printable_line(request.headers.get("user-agent", ""))[:MAX_USER_AGENT_LENGTH]
-    origin = {"address": request.client, "user_agent": agent}
-    session = Session(key, user.id, jti, now, int(now) + refresh_seconds(app), now, **origin)
+    end, address = int(now) + refresh_seconds(app), request.client
+    session = Session(key, user.id, jti, now, end, now, address=address, user_agent=agent)
     opened = app.index.write(lambda db: app.index.sessions.open(db, user, session))
     return session if opened else None
 
@@ -13847,7 +13845,7 @@ def parse_search(text: str) -> tuple[str, ...]:
 
 def list_owned(
     request: Request, things: OwnedTable[Record], columns: Set[str],
-    to_json: Callable[[Record], Any], *, equal: tuple[tuple[str, str], ...] = (),
+    show: Callable[[Record], Any], *, equal: tuple[tuple[str, str], ...] = (),
 ) -> Response:  # fmt: skip
     """Return a page of the caller's own things."""
     query = request.query
@@ -13859,7 +13857,7 @@ def list_owned(
         "count": count,
         "next": page_url(request, page + 1) if page < last else None,
         "previous": page_url(request, page - 1) if page > 1 else None,
-        "results": [to_json(thing) for thing in things.each(wanted, size, (page - 1) * size)],
+        "results": [show(thing) for thing in things.each(wanted, size, (page - 1) * size)],
     }
     return json_response(value)
 
@@ -13884,12 +13882,11 @@ def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Fi
     user_id, key = request.principal.user_id, (values.get("collection") or "").lower()
     if user_id is not None and key and not request.app.index.collections.get(user_id, key):
         yield no_collection(key)
-    if request.upload and request.upload.facts is None:
-        yield FieldError(
-            "body", "file", NOT_MEDIA if request.upload.size else "The file is empty."
-        )
-    elif request.upload and request.upload.facts:
-        yield from kind_problems(values, request.upload.facts.kind)
+    upload = request.upload
+    if upload and upload.facts is None:
+        yield FieldError("body", "file", NOT_MEDIA if upload.size else "The file is empty.")
+    elif upload and upload.facts:
+        yield from kind_problems(values, upload.facts.kind)
 
 
 def no_collection(key: str) -> FieldError:
@@ -13957,9 +13954,9 @@ def file_url(request: Request, record: MediaRecord) -> str:
            *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     """List my media records."""
-    to_json = functools.partial(record_json, request)
+    show = functools.partial(record_json, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
-    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal=equal)
+    return list_owned(request, app.index.media, MEDIA_ORDER, show, equal=equal)
 
 
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
@@ -14016,7 +14013,10 @@ def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
-    empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
+    empty = MediaRecord(
+        key, user, "", kind, size=None, path=None, note=None, description=None,
+        collection_id=None, created_at=now, updated_at=now,
+    )  # fmt: skip
     record = empty._replace(**changes)
     upload = request.upload
     placed = place_upload(app, record.user_id, upload) if upload else None
@@ -14141,10 +14141,8 @@ def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Princip
     if user_id == DEMO.user_id:
         maker = DEMO if app.settings.auth_disabled else None
     else:
-        permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
-        maker = app.index.users.present(
-            Principal("maker", user_id, None, permissions, issued=made)
-        )
+        granted = Principal("maker", user_id, None, GRANTABLE, issued=made)
+        maker = app.index.users.present(granted)
     if maker is None:
         raise unauthorized("The account is disabled.")
     return maker
@@ -14163,7 +14161,7 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 
 @ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, {200: "Record"})
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
-    """Take a media record out of its collection; one that has nothing else to show goes."""
+    """Take a media record out of its collection; one that shows a library file is deleted."""
     answer = move_record(app, request, id, None)
     app.index.write(lambda db: app.index.media.remove_if_uncollected(db, id.lower()))
     return answer
@@ -14264,13 +14262,12 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 
 @ACCOUNTS.route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER,
-    {204: ""}, before=find_collection, body=BodySpec(
-        ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+    {204: ""}, before=find_collection, body=BodySpec(("json",), (HASHES,)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
-    """Show the library's pictures in one of my collections, which copies nothing."""
+    """Add files of the library or the entities to one of my collections, without copies."""
     request.need(READ)
-    found = [find_duplicate(app, sha256, "library", "entities")
-             for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
+    hashes = request.fields["sha256"]
+    found = [find_duplicate(app, sha256, "library", "entities") for sha256 in hashes]
     records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
 
     def apply(db: Database) -> None:
@@ -14438,7 +14435,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 @ENTITIES.route("PATCH", "/entity/{id}", WRITE,
     {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
-    """Change, move, soft-delete or restore."""
+    """Change, move, soft-delete or restore an entity."""
 
     def draft(db: Database | None) -> Entity:
         return find_entity(app, id, db=db)._replace(**request.fields)
@@ -14754,19 +14751,19 @@ def find_share(request: Request, id: str) -> Share:
         raise HTTPError(404, "There is nothing at this link.") from None
 
 
-def has_password(app: App, request: Request, share: Share) -> bool:
+def knows_password(request: Request, share: Share) -> bool:
     """Return whether the request has the cookie of who told the password, if the link has one."""
     if share.password is None:
         return True
     cookies = request.headers.get("cookie", "")
     found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]+)\.([\w-]+)", cookies, re.ASCII)
     what, now = f"{share.id} {share.password}", time.time()  # another password ends it
-    return any(verify_until(app.share_key, what, signed, now) for signed in found)
+    return any(verify_until(request.app.share_key, what, signed, now) for signed in found)
 
 
-def need_share_password(app: App, request: Request, share: Share) -> None:
+def need_share_password(request: Request, share: Share) -> None:
     """Refuse who has not given the password that a share has: 401."""
-    if not has_password(app, request, share):
+    if not knows_password(request, share):
         raise unauthorized("POST the link's password to its URL, as the field password.")
 
 
@@ -14790,17 +14787,16 @@ def share_page(
 def open_share(app: App, request: Request, token: str) -> Response:
     """Get what a link shows: a page for browsers."""
     share = find_share(request, token)
-    for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
-    if for_browser and not has_password(app, request, share):
+    if request.is_for_browser and not knows_password(request, share):
         return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
-    need_share_password(app, request, share)
+    need_share_password(request, share)
     found = shared_files(app, share, limit=MAX_SHARED + 1)
     has_more = len(found) > MAX_SHARED
     shown = [each for each in found[:MAX_SHARED] if may_show(share, each[1])]
     files = [shared_json(request, share, *each) for each in shown]
     left = len(found) - has_more - len(files)
-    if for_browser:
+    if request.is_for_browser:
         url = request.reference(f"/s/{share.id}/upload")
         form = ADD_FORM.format(**texts, url=url) if share.takes else ""
         notes = f"<p>{texts['left'].format(left)}</p>" if left else ""
@@ -14859,14 +14855,14 @@ def shared_html(file: Mapping[str, Any]) -> str:
 @SHARES.route("POST", "/s/{token}", OPEN, {303: ""}, body=SHARE_PASSWORD, reads=True)
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
-    """Tell a link's password."""
+    """Open a link that has a password, with it."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     key, most = f"share {share.id}", MAX_SHARE_FAILURES
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if not check_login(request, key, given, stored, most=most):
         wrong = unauthorized(SHARE_TEXTS["en"]["wrong"])
-        if not prefers(request.headers, "text/html", JSON_TYPE):
+        if not request.is_for_browser:
             raise wrong
         log_refusal(request, wrong)
         form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
@@ -14881,7 +14877,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
 def check_guest(app: App, request: Request, token: str) -> Share:
     """Return the link, if who has it may add to its folder; 401, 403, 404."""
     share = find_share(request, token)
-    need_share_password(app, request, share)
+    need_share_password(request, share)
     if not share.takes:
         raise HTTPError(403, "This link shows files, but takes none.")
     return share
@@ -14914,7 +14910,7 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
     add = add_to_folder if share.kind == "folder" else add_for_maker
     file, asset = add(request, share, incoming)
-    if prefers(request.headers, "text/html", JSON_TYPE):
+    if request.is_for_browser:
         return Response(303, {"Location": request.reference(f"/s/{share.id}")})
     return json_response(shared_json(request, share, file, asset), 201)
 
@@ -14952,9 +14948,9 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
 @SHARES.route("GET", "/s/{token}/{n}", OPEN, {200: "file"},
     query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """Get a file of a link, by its SHA-256 or what stands for that where a part is left out."""
+    """Get a file of a link, by its SHA-256 or what the link names it by instead."""
     share, id = find_share(request, token), check_sha256(n)
-    need_share_password(app, request, share)
+    need_share_password(request, share)
     found = shared_files(app, share, sha256=shared_id(app, share, id, back=True))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
@@ -15021,14 +15017,14 @@ def restore_trashed(app: App, id: str) -> bool:
     return True
 
 
-def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
-    """Remove for good what was deleted before a time; what went."""
+def empty_trash(app: App, until: float) -> list[Trashed]:
+    """Remove for good what was deleted before a time; return what went."""
     removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
     return list(filter(None, removed))
 
 
 def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
-    """Remove what is still in the trash, with the files that nothing else needs."""
+    """Remove what is still in the trash, with the files that nothing else needs; return it."""
 
     def forget(db: Database) -> tuple[Trashed | None, list[str]]:
         now = app.index.trash.get(trashed.id, db)
@@ -15070,14 +15066,14 @@ def restore_one(app: App, request: Request, id: str) -> Response:
 
 @TRASH.route("DELETE", "/trash/{id}", BEARER, {204: ""})
 def remove_one(app: App, request: Request, id: str) -> Response:
-    """Remove for good what is in the trash."""
+    """Remove one thing in my trash for good."""
     existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
     return Response(204)
 
 
 @TRASH.route("DELETE", "/trash", BEARER, {204: ""})
 def empty_my_trash(app: App, request: Request) -> Response:
-    """Remove for good all of my media records that are in the trash, and the entities there."""
+    """Empty my trash: my media records, and the entities if I may change them."""
     for trashed in app.index.trash.all():
         if is_trash_of(request, trashed):
             remove_trashed(app, trashed, math.inf)
@@ -15172,7 +15168,8 @@ def begin_resumable(request: Request) -> Transfer:
             "Upload-Limit": format_limit(app, upload),
             "Upload-Draft-Interop-Version": head.draft,
         }
-    request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
+    with undoing(app.uploads.remove, upload):  # whose URL nobody knows yet
+        request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
     return request.transfer
 
 
@@ -15361,11 +15358,11 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 
 def health_json(app: App) -> dict[str, Any]:
     """Return the health answer; what is wrong is counted or said only where it is so."""
-    sight = app.watcher.look()
-    scan, problems = app.scanner.progress.get(), app.problems(sight)
+    folder, scan = app.watcher.look(), app.scanner.progress.get()
+    problems = app.problems(folder)
     names = ("running", "done", "total", "finished_at", *["unreadable"] * bool(scan.unreadable))
     health = {
-        "status": "degraded" if any(sight) else "ok",
+        "status": "degraded" if any(folder) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -15407,7 +15404,7 @@ PREVIEW_QUERY = (
 
 @SYSTEM.route("GET", "/preview/{sha256}", READ, {200: "preview"}, query=PREVIEW_QUERY)
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
-    """Get a picture for browsers, within a square."""
+    """Get a picture as browsers show it, WebP or JPEG, that fits a square."""
     found = find_readable(request, check_sha256(sha256), trashed=True)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
@@ -15435,14 +15432,10 @@ def check_hash(app: App, request: Request) -> Response:
 
 
 @SYSTEM.route("POST", "/exists", READ,
-    {200: "StoredContents"}, body=BodySpec(
-        ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
-        list_field="sha256"), reads=True)  # fmt: skip
+    {200: "StoredContents"}, body=BodySpec(("json",), (HASHES,), list_field="sha256"),
+    reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
-    """Tell which of up to 1,000 contents are stored.
-
-    Tell it of each hash in the list that is the body, in its order.
-    """
+    """Tell which of up to 1,000 contents are stored, by the list of hashes in the body."""
     return json_response(stored_json(request, request.fields["sha256"]))
 
 
@@ -15808,8 +15801,7 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
             content[JSON_TYPE]["example"] = example_of(schema)
     needs_field = any(field.required for field in spec.fields)
     needs_upload = spec.upload is not None and spec.upload.required
-    needed = bool(needs_field or needs_upload or spec.wrapper)
-    return {"required": needed, "content": content}
+    return {"required": bool(needs_field or needs_upload or spec.wrapper), "content": content}
 
 
 def describe_content(kind: str) -> dict[str, Any]:
@@ -15871,20 +15863,15 @@ def describe_common() -> dict[str, Any]:
 
 def describe_security(item: Route, settings: Settings) -> list[dict[str, list[str]]]:
     """Return the credentials of which one is needed; an empty one is none."""
-    anyone = item.access is OPEN or (item.access is READ and not settings.read_auth_enabled)
-    schemes = ["bearer"] if item.access is not OPEN else []
-    if item.method == "GET" and item.access is not OPEN:
-        schemes.append("viewCookie")
+    if item.access is OPEN:
+        return [{}]
+    is_free = settings.auth_disabled or (item.access is READ and not settings.read_auth_enabled)
+    schemes: list[dict[str, list[str]]] = [{}] * is_free + [{"bearer": []}]
+    if item.method == "GET":
+        schemes.append({"viewCookie": []})
     if item.access in {UPLOAD, TARGET}:
-        schemes.append("uploadToken")
-    none: list[dict[str, list[str]]] = [{}] if anyone or settings.auth_disabled else []
-    return none + [{name: []} for name in schemes]
-
-
-def shown_path(item: Route) -> str:
-    """Return a route's path as the documents spell it: Django's paths end with a slash."""
-    path = re.sub(r":\w+\}", "}", item.path)
-    return f"{path}/" if item.family is ACCOUNTS else path
+        schemes.append({"uploadToken": []})
+    return schemes
 
 
 def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
@@ -15921,7 +15908,8 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     spelt: dict[str, str] = {}  # paths that differ in their parameters' names alone are one
     for item in ROUTES:
-        path = shown_path(item)
+        slash = "/" if item.family is ACCOUNTS else ""  # Django's paths end with one
+        path = re.sub(r":\w+\}", "}", item.path) + slash
         path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
         operation = describe_route(item, settings)
         names = re.findall(r"\{(\w+)\}", path)
@@ -15934,9 +15922,10 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     return paths
 
 
-def openapi_json(request: Request) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of this server as the client reaches it."""
-    return {
+@SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
+def get_openapi(app: App, request: Request) -> Response:
+    """Get this interface as OpenAPI 3.1."""
+    document = {
         "openapi": "3.1.0",
         "info": {
             "title": "mediaserver",
@@ -15945,19 +15934,14 @@ def openapi_json(request: Request) -> dict[str, Any]:
         },
         "servers": [{"url": request.url("")}],
         "tags": [{"name": name} for name in dict.fromkeys(item.family.name for item in ROUTES)],
-        "paths": describe_paths(request.app.settings),
+        "paths": describe_paths(app.settings),
         "components": {
             "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
             "securitySchemes": SECURITY_SCHEMES,
             "responses": describe_common(),
         },
     }
-
-
-@SYSTEM.route("GET", "/openapi.json", OPEN, {200: "object"})
-def get_openapi(app: App, request: Request) -> Response:
-    """Get this interface as OpenAPI 3.1."""
-    return json_response(openapi_json(request))
+    return json_response(document)
 
 
 # -- Pages: what they share --------------------------------------------------------------
@@ -16485,10 +16469,6 @@ class Zipped(NamedTuple):
         """Return whether its size needs a field of eight bytes (APPNOTE.TXT 4.3.14)."""
         return self.size > LARGE_FILE
 
-    def begin(self, archive: zipfile.ZipFile) -> IO[bytes]:
-        """Return what takes the file's bytes into an archive."""
-        return archive.open(self.info(), "w", force_zip64=self.is_large)
-
 
 class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
@@ -16513,7 +16493,9 @@ class ZipReader:
     def _pack(self, files: Sequence[Zipped]) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                with each.open() as source, each.begin(archive) as target:
+                with each.open() as source, archive.open(
+                    each.info(), "w", force_zip64=each.is_large
+                ) as target:  # fmt: skip
                     for block in read_blocks(source, each.size):
                         target.write(block)
                         yield self._take()
@@ -16569,7 +16551,7 @@ def choose_files(app: App, request: Request) -> list[Zipped]:
     """
     query, taken = dict(request.query), dict[str, Iterator[str]]()
     group, album, only = (query.pop(name, None) for name in ("group", "album", "only"))
-    wanted = None if only is None else only.lower().split(",")
+    wanted = None if only is None else set(only.lower().split(","))
     files, missing = list[Zipped](), list[str]()
     items = open_album(app, request, album)[0] if album else open_library(app, query)
     for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
@@ -16583,8 +16565,8 @@ def choose_files(app: App, request: Request) -> list[Zipped]:
             continue
         file, asset = found
         name, taken_at = name_in_zip(item, asset.facts), int(item.taken[8:]) if item.taken else 0
-        opened = functools.partial(open_unchanged, app, file)
-        files.append(Zipped(take_name(name, taken), file.size, taken_at, opened))
+        opener = functools.partial(open_unchanged, app, file)
+        files.append(Zipped(take_name(name, taken), file.size, taken_at, opener))
     if files and missing:
         missing.insert(0, "These files have changed, or gone, since the server looked for them:")
         text = "\n".join(missing).encode()
@@ -17419,7 +17401,7 @@ async function load(group) {
       group.count = group.items.length;
       group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
-      settle(group);
+      rearrange(group);
     }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
     await group.asked;
   }
@@ -17482,7 +17464,7 @@ function place() {
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by their keys
-let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0, isNew = false;
+let lastWanted = null, lastTop = 0, nextFrame = 0, drawTimer = 0, keepTimer = 0, isNew = false;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -17490,7 +17472,7 @@ function clearTiles() {
 }
 
 function draw() {
-  drawing ||= requestAnimationFrame(() => { drawing = 0; drawNow(); });
+  nextFrame ||= requestAnimationFrame(() => { nextFrame = 0; drawNow(); });
 }
 
 function drawNow() {
@@ -17498,8 +17480,8 @@ function drawNow() {
   const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
   const fast = Math.abs(top - lastTop) > window.innerHeight;
   lastTop = top;
-  clearTimeout(settling);
-  settling = fast ? setTimeout(draw, 120) : 0;
+  clearTimeout(drawTimer);
+  drawTimer = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
   lastWanted = null;
   for (const group of groups) {
@@ -17515,8 +17497,8 @@ function drawNow() {
   }
   isNew = false;
   moveHandle();
-  clearTimeout(keeping);
-  keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
+  clearTimeout(keepTimer);
+  keepTimer = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
 }
 
 function drawGroup(group, {from, to, fast, wanted}) {
@@ -17554,7 +17536,7 @@ function want(key, wanted, make) {
 }
 
 // A group's items have come: what is in view stays where it is.
-function settle(group) {
+function rearrange(group) {
   if (!groups.includes(group)) return;
   const above = group.top + group.height < window.scrollY - $("grid").offsetTop;
   const before = group.height;
@@ -17645,9 +17627,10 @@ function reveal(there) {
   }
 }
 
-// The item some steps away, its group loaded if need be.
+// The item some steps away, its group loaded if need be; a new list may have come meanwhile.
 async function neighbour({group, place}, step) {
-  let there = place + step, number = groups.indexOf(group);
+  let there = place + step, number = groups.findIndex((each) => each.key === group.key);
+  if (number < 0) return null;
   while (there < 0 || there >= groups[number].count) {
     if (there < 0) {
       if (number === 0) return null;
@@ -18046,14 +18029,17 @@ const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format
 // Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
   const next = shown && (await neighbour(shown, 1) || await neighbour(shown, -1));
-  for (const item of items) {
-    const answer = await call(...callOf(item));
-    if (answer.status !== 404) await check(answer);
-    picked.delete(keyOf(item));
+  try {
+    for (const item of items) {
+      const answer = await call(...callOf(item));
+      if (answer.status !== 404) await check(answer);
+      picked.delete(keyOf(item));
+    }
+    if (shown) history.replaceState(null, "", addressTo(next));
+  } finally {  // one may have been refused
+    drawPicked();
+    await start(true);
   }
-  if (shown) history.replaceState(null, "", addressTo(next));
-  drawPicked();
-  await start(true);
   notify(t(said, nameAll(items)));
 }
 
@@ -18315,7 +18301,7 @@ function zoomable(picture, item) {
     picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
     view.classList.toggle("large", scale > 1);
     const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
-    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
+    if (scale > 1.5 && known && picture.src.includes("/preview/")) {
       const large = new Image();  // shown only once it is there, so that nothing flickers
       large.onload = () => { picture.src = large.src; };
       large.src = original(item);
@@ -18695,7 +18681,7 @@ def get_gallery(app: App, request: Request) -> Response:
 @SYSTEM.route("GET", "/", OPEN, {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """Get the gallery page as a browser, health as a program."""
-    if prefers(request.headers, "text/html", JSON_TYPE):
+    if request.is_for_browser:
         return get_gallery(app, request)
     return json_response(health_json(app), headers={"Vary": "Accept"})
 
@@ -19000,6 +18986,10 @@ def print_token(
     print(sign_grant(grant, scoped_key(secret)))
 
 
+class Refusal(Exception):
+    """A command cannot do what it was asked; the text says why."""
+
+
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """Return the index for a command, while the server runs, too: SQLite orders the writes."""
     need_storage(settings)
@@ -19017,10 +19007,6 @@ def index_to_read(settings: Settings) -> contextlib.closing[Index]:
         index.close()
         raise Refusal("another version of mediaserver made the index: start this one once")
     return contextlib.closing(index)
-
-
-class Refusal(Exception):
-    """A command cannot do what it was asked; the text says why."""
 
 
 @contextlib.contextmanager
@@ -19146,7 +19132,7 @@ parse_days = amount_of("days", 1e6)
 class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
-    def __init__(self, total: int, rate: float = math.inf, *, silent: bool = False) -> None:
+    def __init__(self, total: int, rate: float = math.inf, *, silent: bool) -> None:
         """`total` in bytes, `rate` in bytes a second; `silent` says nothing of single things."""
         self.done = 0
         self.silent = silent
@@ -20044,13 +20030,9 @@ def find_copy(
 
 
 def copy_file(
-    origin: Folder,
-    file: File,
-    folder: Folder,
-    keep: Callable[[Incoming], T],
-    *,
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], *,
     md5: bool = False,
-) -> T:
+) -> T:  # fmt: skip
     """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
     with origin.open(file.path) as source:
         status = os.fstat(source.fileno())
@@ -20460,6 +20442,7 @@ def count_outcomes(
 
 # What is told to the process. Until there is somebody to react, all of it waits.
 SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM))
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
 
 
 def notify(state: str) -> None:
@@ -20584,9 +20567,6 @@ class Supervisor:
         for process, worker in self._workers.items():
             if worker in workers:
                 os.kill(process, number)  # it is there until it has been waited for
-
-
-RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
 
 
 def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
@@ -20813,9 +20793,9 @@ def addresses(host: str, port: int) -> list[str]:
     found = ["localhost"]
     for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         # Connecting a datagram socket sends nothing; it tells which address would be used.
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((target, 9))
-            own = probe.getsockname()[0]
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((target, 9))
+            own = sock.getsockname()[0]
             found.append(f"[{own}]" if ":" in own else own)
     return [f"http://{name}:{port}/" for name in found]
 
@@ -20896,12 +20876,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run.func is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with usable_places(settings):
-            return run() or 0
+            status = run() or 0
+            print(end="", flush=True)
+            return status
     except SettingError as error:
         warn(str(error))
         return 2
     except Refusal as error:
         warn(str(error))
+        return 1
+    except BrokenPipeError:  # who reads what is printed has gone; Python writes at its end, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
         return 130

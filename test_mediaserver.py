@@ -1928,6 +1928,24 @@ def test_the_command_that_the_start_prints_uploads_from_any_other_shell(
         assert made == {"media", ".incoming"}, "the command made no folder of its own"
 
 
+@pytest.mark.parametrize(
+    "words", [["token"], ["import", "old", "--dry_run"]], ids=["a line", "more than is held back"]
+)
+def test_a_command_whose_reader_has_gone_ends_without_a_word(tmp_path, words):
+    """As in `media-server user list | true`."""
+    fill(tmp_path, {f"old/a/{number:0100}.txt": b"" for number in range(200)})
+    (tmp_path / "pictures").mkdir()
+    environment = {**BARE_ENVIRONMENT, **SECRETS, "PYTHONUNBUFFERED": ""}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, BYTECODE, *words, "--storage_dir", "pictures"], cwd=tmp_path,
+        env=environment, stdout=write, stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def run_copy(program: Path, *arguments: str) -> str:
     """What a copy of the program prints, run as a user runs it, bytecode and all."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -11186,6 +11204,29 @@ def test_a_success_clears_the_count_and_guesses_at_once_get_no_further_than_five
     assert sorted(statuses) == [401] * 5 + [429] * 4
 
 
+def test_a_login_that_nothing_was_found_out_of_does_not_count(settings_of, tmp_path, monkeypatch):
+    """There was no memory for scrypt, as often as an account may fail."""
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    stored = ms.hash_password("correct horse")
+    with ms.opened_app(settings) as app:
+        request = ms.Request(app, ms.parse_request_head(get_line("/")[:-4]), "192.0.2.1")
+
+        def log_in() -> bool:
+            return ms.check_login(request, "account 1", "correct horse", stored)
+
+        def fail(*_: str) -> bool:
+            raise MemoryError
+
+        with monkeypatch.context() as short:
+            short.setattr(ms, "verify_password", fail)
+            for _ in range(ms.MAX_ACCOUNT_FAILURES):
+                with pytest.raises(MemoryError):
+                    log_in()
+        assert app.index.value("SELECT count(*) FROM login_failure") == 0
+        assert log_in()
+
+
 def processor_seconds(pid: int) -> float:
     """What a process has used (proc(5), utime and stime)."""
     status = Path(f"/proc/{pid}/stat")
@@ -13618,6 +13659,27 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, ca
     index.close()
 
 
+@pytest.mark.parametrize("step", ["add", "take"])
+def test_an_upload_that_cannot_begin_leaves_nothing(settings_of, tmp_path, monkeypatch, step):
+    """No file, and none of the uploads that its owner may have open: nobody knows its URL."""
+    settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
+    ms.make_folders(settings)
+    fields = {**TUS, **about("media"), "Upload-Length": "9"}
+    head = post("/files", 0, *(f"{name}: {value}" for name, value in fields.items()))[:-4]
+    asked = []
+
+    def fail(*values: object) -> None:
+        asked.append(values)
+        raise sqlite3.OperationalError("the index is locked")
+
+    with ms.opened_app(settings) as app:
+        monkeypatch.setattr(app.uploads.rows, step, fail)
+        answer = ms.Dispatcher(app, ms.ROUTES)(ms.parse_request_head(head), "127.0.0.1")
+        assert (answer.status, len(asked)) == (503, 1)
+        assert not left_arriving(tmp_path)
+        assert app.uploads.rows.unfinished() == []
+
+
 def test_open_uploads_have_bounds(start):
     running = start(max_media_bytes=str(1 << 50))
     fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": str(1 << 49)}
@@ -15988,6 +16050,15 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.see(TITLE_SHOWN, "new.png")
 
 
+def test_the_viewer_goes_on_while_a_new_list_has_come_without_its_items(browser, album):
+    item = album.get("/gallery/items?group=2023-11").json["items"][2]
+    browser.open(f"{album.url}/gallery?group=2023-11&item={item[0]}")
+    browser.see(TITLE_SHOWN, "new.png")
+    browser.run("groups = groups.map((group) => ({...group}))")  # as a scan makes them
+    browser.press(RIGHT)
+    browser.see(TITLE_SHOWN, "old.png")
+
+
 def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, server, tmp_path):
     answer = server.get("/docs")
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
@@ -16304,20 +16375,46 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     assert user.files() == []
 
 
+def test_what_was_deleted_before_one_is_refused_is_gone_from_the_page(browser, server):
+    user = User(server)
+    for name in ("a.png", "b.png"):
+        user.upload(png(), name, name=name)
+    browser.open(server.url + "/gallery")
+    sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
+    browser.open(server.url + "/gallery?album=mine")
+    browser.see("document.querySelectorAll('.tile').length === 2")
+    browser.run(
+        "const ask = window.fetch; let count = 0;"
+        "window.fetch = (url, options) => options.method === 'DELETE' && count++"
+        " ? Promise.resolve(new Response('{}', {status: 503})) : ask(url, options);"
+        "for (const each of document.querySelectorAll('.tile .pick')) each.click()"
+    )
+    browser.click("#picked [title=Delete]")
+    browser.see("document.querySelector('#picked span').textContent === '1 selected'")
+    browser.see("document.querySelectorAll('.tile').length === 1")
+
+
 def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
     need("PIL")
     entities = Entities(server)
     tree = str(entities.collection(label="Tree")["id"])
-    leaf = entities.create(png(7, 5), label="leaf", parent_id=tree)
+    leaf = entities.create(png(7, 5), label="leaf.png", parent_id=tree)
     content = png(30, 20)
-    entities.send("PUT", str(leaf["id"]), content, label="leaf", parent_id=tree)
+    entities.send("PUT", str(leaf["id"]), content, label="leaf.png", parent_id=tree)
     browser.open(f"{server.url}/gallery?album=entities")
     browser.click(f"#cards a[href$='album={tree}']")
     browser.click(f"[data-sha='{sha256(content)}'] a")  # not one of those outside of the tree
     browser.click("#viewer [title=Details]")
     browser.see("document.querySelector('#view img')?.naturalWidth === 30")
+    # What a zoom asks for: the file itself, unless that, or an older one, is shown already.
+    browser.run("window.Image = class { set src(url) { window.asked = url; } }")
+    zoom = "document.querySelector('#view img').ondblclick({clientX: 1, clientY: 1})"
+    asked = f"window.asked = null; {zoom}; return window.asked"
+    assert browser.run(asked).endswith(f"/entity/{leaf['id']}/file")
     browser.click("#facts button:last-of-type")
     browser.see("document.querySelector('#view img').naturalWidth === 7")
+    assert browser.run(zoom) is None, "back to its size"
+    assert browser.run(asked) is None
 
 
 def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path):
