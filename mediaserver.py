@@ -1494,6 +1494,7 @@ def find_principal(
 
 FACTS_VERSION = "2"  # another one wherever a file may tell more, or other facts, than before
 HEAD_BYTES = 4096  # which tell the type
+SVG_HEAD_BYTES = 65536  # an SVG's, whose programs write comments and a DTD before it
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 256  # what a read costs beside its bytes
 STEP_COST = 40  # of a loop over what was read
@@ -2088,7 +2089,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 def _svg(svg: _Span, draft: _Draft) -> None:
     """Note width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     attributes: dict[bytes, bytes] = {}
-    attribute = _svg_root(svg.peek(0, 16 * HEAD_BYTES))
+    attribute = _svg_root(svg.peek(0, SVG_HEAD_BYTES))
     while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
         name, double, single = attribute.groups(b"")
         if name in _SVG_SIDES:
@@ -3490,7 +3491,10 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
         head = file.read(HEAD_BYTES)
     known = sniff(head[:HEAD_BYTES])
     if known is None:
-        return None
+        file.seek(0)
+        if not _svg_root(file.read(SVG_HEAD_BYTES)):
+            return None
+        known = FORMATS["svg"]
     draft = _Draft(known.extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
         known.parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
@@ -9680,7 +9684,7 @@ TUS_VERSION = "1.0.0"
 DRAFT_VERSIONS = frozenset("45678")  # Upload-Draft-Interop-Version, with Upload-Complete
 CHECKSUMS = ("sha1", "md5", "sha256")  # the first one is a must
 _METADATA_KEY = re.compile(r"[!-+\--~]+")  # neither spaces nor commas
-_UPLOAD_BYTES = re.compile(r"[0-9]{1,15}")  # an Integer of RFC 9651 is not larger
+_UPLOAD_BYTES = re.compile(r"[0-9]{1,99}")  # what is beyond all limits is no other mistake
 
 
 class UploadHead(NamedTuple):
@@ -12484,8 +12488,10 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
         (507, "The disk quota is used up.", errno.EDQUOT),
         (507, "The file system takes no file of this size.", errno.EFBIG),
         (503, "The storage folder cannot be written to.", errno.EROFS, errno.EACCES, errno.EPERM),
-        (503, "The storage folder is not there.", errno.ENOENT, errno.ENOTDIR, errno.ELOOP,
-         errno.ENODEV, errno.ESTALE, errno.ENOTCONN),  # the last: FUSE without its program
+        (503, "The storage folder is not there.", errno.ENOENT, errno.ENODEV, errno.ESTALE,
+         errno.ENOTCONN),  # FUSE without its program
+        (503, "A link or a file stands where a folder of the storage was.",
+         errno.ENOTDIR, errno.ELOOP),
         (503, "The disk does not answer.", errno.EIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
         (503, "The object store does not answer.", errno.EHOSTUNREACH),
         (503, "Too many files are open.", errno.EMFILE, errno.ENFILE),

@@ -2918,6 +2918,13 @@ def test_a_file_is_known_by_its_bytes(name: str) -> None:
     assert head is not None and (head.kind, head.mime_type) == (got.kind, got.mime_type)
 
 
+def test_an_svg_is_known_behind_a_licence_that_is_longer_than_a_head():
+    licence = b"<!--" + b"x" * 60_000 + b"-->"
+    got = probe(licence + b"<svg width='40' height='30'/>")
+    assert got == ms.Facts("image", "image/svg+xml", "svg", width=40, height=30)
+    assert probe(licence + b"<html><svg/></html>") is None
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -3137,6 +3144,8 @@ HOSTILE = {
     "pages without end": b"OggS\0" * 40_000,
     "a length of 2^64": struct.pack(">I4sQ", 1, b"ftyp", (1 << 64) - 1) + bytes(64),
     "an SVG of comments": b"<!---->" * 600 + b"<svg " + b"a='" * 30_000,
+    "a prolog without end": b"<?a?>" * 100_000,
+    "DTDs without end": b"<!DOCTYPE svg [" * 7000,
     "letters behind a tag": b"<svg " + b"a" * 65_000,
     "attributes without end": b"<svg " + b"a=''" * 16_000,
     "many compressed texts": png_with(
@@ -9875,7 +9884,8 @@ def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
     fill(images, {"new.png": png()})
     for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
         wait_until(lambda path=path: running.get(path).status == 404)  # in memory for a moment
-    assert running.upload(png()).status == 503
+    refused = running.upload(png())
+    assert (refused.status, "A link or a file stands" in refused.json["detail"]) == (503, True)
     assert running.request("DELETE", f"/media/{name}", headers=OWNER).status == 503
     assert running.rescan()["status"] == "degraded"  # nothing else is in the folder
     assert (images / name).exists()
@@ -13230,6 +13240,7 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (501, {"Upload-Concat": "PARTIAL"}),
         (412, {"Tus-Resumable": "0.1.0"}),
         (413, {"Upload-Length": "10485761"}),
+        (413, {"Upload-Length": "9" * 30}),
         (413, {"Upload-Length": "2000000000", **about("entities")}),
         (400, {"Upload-Metadata": None}),
         (400, {"Upload-Metadata": ""}),
@@ -13284,6 +13295,7 @@ def test_a_beginning_that_is_refused_leaves_nothing(server, status, changes):
         (415, {"Content-Type": None}),
         (409, {"Upload-Offset": "4"}),
         (409, {"Upload-Offset": "6"}),
+        (409, {"Upload-Offset": "9" * 30}),
         (400, {"Upload-Length": "11"}),
         (400, {"Upload-Checksum": "crc99 AAAA"}),
         (400, {"Upload-Checksum": "sha1 ?"}),
