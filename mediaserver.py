@@ -11,7 +11,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 """
 # The main ways behind a request's head, and how many functions of this file each takes at most:
 #
-# file, 48       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
+# file, 47       Dispatcher: inline (hot file, 5), or accept (RouteTable.find, _identify, need)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Dispatcher.finish
 # upload, 134    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
@@ -10864,11 +10864,7 @@ CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
 RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-IMAGE_NAME = re.compile(r".*\.(jpg|jpeg|png|gif|webp|bmp)", re.IGNORECASE | re.DOTALL)
-CONVERTERS: Mapping[str, Callable[[str], bool]] = {
-    "": bool,  # {name}: any one segment
-    "image": lambda text: IMAGE_NAME.fullmatch(text) is not None,
-}
+SEGMENT = r"[^/\0]+"  # a parameter of a path: %2F and %00 are in none
 
 # -- Declarations ------------------------------------------------------------------------
 
@@ -10929,6 +10925,7 @@ class Route(NamedTuple):
     answers: Mapping[int, str]
     handler: Callable[..., Answer]
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
+    patterns: Mapping[str, str] = {}  # those of the path that are not any SEGMENT
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     # Raises what goes before errors in the fields; what it returns is there, and to be changed
@@ -10991,29 +10988,42 @@ def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Def
     return declare
 
 
-Choice = Mapping[str, tuple[Route, dict[str, str]]]  # by method, with the path's parameters
+Choice = dict[str, tuple[Route, dict[str, str]]]  # by method, with the path's parameters
+# Of a route's path: which segments are parameters, and what matches it
+PathKey = tuple[tuple[bool, ...], re.Pattern[str]]
+
+
+def compile_path(path: str, patterns: Mapping[str, str]) -> re.Pattern[str]:
+    r"""Return the pattern of a route's path when it is decoded, without its first slash.
+
+    >>> compile_path("/image/{name}", {"name": r"\w+\.png"}).fullmatch("image/a.png")["name"]
+    'a.png'
+    """
+
+    def name_group(found: re.Match[str]) -> str:
+        return f"(?P<{found[1]}>{patterns.get(found[1], SEGMENT)})"
+
+    return re.compile(re.sub(r"\\{(\w+)\\}", name_group, re.escape(path.strip("/"))))
 
 
 class RouteTable:
     """Routes by their number of segments and first segment, specific ones first."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._table: dict[tuple[int, str], dict[tuple[str, ...], dict[str, Route]]] = {}
+        self._table: dict[tuple[int, str], dict[PathKey, dict[str, Route]]] = {}
+        self._literal: dict[str, Choice] = {}
         for item in routes:
             for path in (item.path, *item.aliases):
-                segments = tuple(path.strip("/").split("/"))
+                segments = path.strip("/").split("/")
+                shape = tuple(segment.startswith("{") for segment in segments)
                 alike = self._table.setdefault((len(segments), segments[0]), {})
-                alike.setdefault(segments, {}).setdefault(item.method, item)
-        for key, alike in self._table.items():
-            self._table[key] = dict(sorted(alike.items(), key=lambda each: shape_of(each[0])))
-        self._literal: dict[str, Choice] = {
-            f"/{'/'.join(segments)}".removesuffix("/"): {
-                method: (item, {}) for method, item in methods.items()
-            }
-            for alike in self._table.values()
-            for segments, methods in alike.items()
-            if not any(shape_of(segments))
-        }
+                methods = alike.setdefault((shape, compile_path(path, item.patterns)), {})
+                methods.setdefault(item.method, item)
+                if not any(shape):
+                    choice = self._literal.setdefault(path.removesuffix("/"), {})
+                    choice.setdefault(item.method, (item, {}))
+        for start, alike in self._table.items():
+            self._table[start] = dict(sorted(alike.items(), key=lambda each: each[0][0]))
 
     def find(self, path: str) -> Choice:
         """Return the routes of a percent-encoded path.
@@ -11025,19 +11035,19 @@ class RouteTable:
         if literal := self._literal.get(path):  # most are, and cost no search
             return literal
         try:
-            parts = [unquote(segment, errors="strict") for segment in path[1:].split("/")]
+            text = unquote(path[1:], errors="strict")
         except UnicodeDecodeError:
             raise HTTPError(400, "The path is not UTF-8.") from None
-        found: dict[str, tuple[Route, dict[str, str]]] = {}
-        first: tuple[str, ...] = ()  # that matches; only what is as specific counts, too
-        for segments, methods in self._table.get((len(parts), parts[0]), {}).items():
-            if found and shape_of(segments) != shape_of(first):
+        found: Choice = {}
+        first: tuple[bool, ...] = ()  # that matches; only what is as specific counts, too
+        start = path.count("/", 1) + 1, text.partition("/")[0]
+        for (shape, pattern), methods in self._table.get(start, {}).items():
+            if found and shape != first:
                 break
-            parameters = match_segments(segments, parts)
-            if parameters is not None:
-                first = first or segments
+            if match := pattern.fullmatch(text):
+                first = shape
                 for method, item in methods.items():
-                    found.setdefault(method, (item, parameters))
+                    found.setdefault(method, (item, match.groupdict()))
         return found
 
 
@@ -11056,30 +11066,6 @@ def choose_route(found: Choice, method: str) -> tuple[Route, dict[str, str]]:
     if method not in found:
         raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
     return found[method]
-
-
-@functools.cache
-def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
-    """Return which segments of a route's path are parameters."""
-    return tuple(segment.startswith("{") for segment in segments)
-
-
-def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
-    """Return the parameters of a path, or None where it does not match.
-
-    >>> match_segments(["image", "{name:image}"], ["image", "a.jpg"])
-    {'name': 'a.jpg'}
-    """
-    parameters = {}
-    for segment, part in zip(segments, parts, strict=True):
-        if segment.startswith("{"):
-            name, _, converter = segment[1:-1].partition(":")
-            if "/" in part or "\0" in part or not CONVERTERS[converter](part):
-                return None  # %2F and %00 are in no name
-            parameters[name] = part
-        elif segment != part:
-            return None
-    return parameters
 
 
 # -- What handlers work with -------------------------------------------------------------
@@ -13386,7 +13372,11 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@IMAGES.route("GET", "/image/{filename:image}", PRIVATE_READ, {200: "file"})
+IMAGE_NAME = r"[^/\0]*\.(?i:jpg|jpeg|png|gif|webp|bmp)"  # of the images family; others are hashes
+
+
+@IMAGES.route("GET", "/image/{filename}", PRIVATE_READ, {200: "file"},
+    patterns={"filename": IMAGE_NAME})  # fmt: skip
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """Get a private image."""
     return named_response(request, app.images, filename, "no-cache")
@@ -15769,7 +15759,7 @@ def field_schema(item: Field, *, in_json: bool = False) -> dict[str, Any]:
 def describe_parameters(item: Route) -> Iterator[dict[str, Any]]:
     """Yield what a route reads from its path, its query and header fields of its own."""
     typed = {field.name: field for field in item.parameters}
-    for name in re.findall(r"\{(\w+)[}:]", item.path):
+    for name in re.findall(r"\{(\w+)\}", item.path):
         field = typed.get(name) or Field(name, name if name in SCALARS else "string")
         yield {"name": name, "in": "path", "required": True, "schema": field_schema(field)}
     for place, fields in (("query", item.query), ("header", item.header_fields)):
@@ -15915,7 +15905,7 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     spelt: dict[str, str] = {}  # paths that differ in their parameters' names alone are one
     for item in ROUTES:
         slash = "/" if item.family is ACCOUNTS else ""  # Django's paths end with one
-        path = re.sub(r":\w+\}", "}", item.path) + slash
+        path = item.path + slash
         path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
         operation = describe_route(item, settings)
         names = re.findall(r"\{(\w+)\}", path)
