@@ -115,7 +115,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
 from http.server import ThreadingHTTPServer
@@ -3791,8 +3791,12 @@ FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
 
 
 def state_of(status: os.stat_result) -> FileState:
-    """Return size, mtime_ns and ctime of a file; another state is another content."""
-    mtime_ns = max(-MAX_BYTES, min(status.st_mtime_ns, MAX_BYTES))  # a clock may be far off
+    """Return size, mtime_ns and ctime of a file; another state is another content.
+
+    Some file systems keep times that no calendar has: of those it is the nearest that SQLite can
+    keep, in the years 1677 and 2262.
+    """
+    mtime_ns = max(-MAX_BYTES, min(status.st_mtime_ns, MAX_BYTES))  # `clamp` is one call more
     return status.st_size, mtime_ns, status.st_ctime
 
 
@@ -5017,7 +5021,7 @@ class MediaRecords(OwnedTable[MediaRecord]):
 
 
 def clamp(number: int) -> int:
-    """Return the nearest number that SQLite can compare with."""
+    """Return the nearest number that SQLite can keep and compare with."""
     return max(-MAX_BYTES, min(number, MAX_BYTES))
 
 
@@ -6912,7 +6916,7 @@ class Bucket(Folder):
         with contextlib.suppress(FileNotFoundError):  # not all stores know If-None-Match
             self.stat(name)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        mtime_ns = os.fstat(incoming.file.fileno()).st_mtime_ns
+        _, mtime_ns, _ = state_of(os.fstat(incoming.file.fileno()))
         self._write_note(name, mtime_ns, os.O_EXCL)
         incoming.kept, incoming.note = name, note_of(name)
         try:
@@ -7128,6 +7132,7 @@ def object_status(headers: HTTPMessage | Mapping[str, str], size: str = "") -> o
             mtime_ns = int(seconds) * 10**9 + int(f"{fraction:0<9.9}")
         elif changed := headers.get("last-modified"):  # rclone's server knows it after a restart
             mtime_ns = int(parsedate_to_datetime(changed).timestamp()) * 10**9
+    mtime_ns = clamp(mtime_ns)  # as the index has it
     times = {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9, "st_ctime": mtime_ns / 1e9}
     length = int(size or headers.get("content-length") or 0)
     return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, length, 0, 0, 0), times)
@@ -9604,7 +9609,7 @@ def precondition_failed(headers: Headers, etag: str, last_modified: float | None
 def was_changed(date: str | None, last_modified: float | None) -> bool | None:
     """Return whether a file was changed after an HTTP date; None if it cannot be compared."""
     since = parse_date(date) if date and last_modified is not None else None
-    return None if since is None or last_modified is None else int(last_modified) > since
+    return None if since is None or last_modified is None else math.floor(last_modified) > since
 
 
 def check_preconditions(
@@ -9627,7 +9632,7 @@ def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> 
         return True
     if validator.endswith('"'):
         return validator == etag and not etag.startswith("W/")
-    return last_modified is not None and parse_date(validator) == int(last_modified)
+    return last_modified is not None and parse_date(validator) == math.floor(last_modified)
 
 
 def accepts_gzip(headers: Headers) -> bool:
@@ -9774,10 +9779,9 @@ def _decode_base64(text: str, where: str) -> bytes:
 
 # -- Dates and answers -------------------------------------------------------------------
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _CLOCK_TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
-_DAY = rf"(?:{'|'.join(_DAYS)})"
+_DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
 # IMF-fixdate, rfc850-date and asctime-date (RFC 9110 §5.6.7). The day's name adds nothing.
 _DATES = (
@@ -9793,9 +9797,7 @@ def format_date(seconds: float) -> str:
     >>> format_date(784111777)
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
-    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
-    date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04}"
-    return f"{date} {hour:02}:{minute:02}:{second:02} GMT"
+    return formatdate(math.floor(seconds), usegmt=True)
 
 
 def parse_date(value: str, now: float | None = None) -> int | None:
@@ -19491,9 +19493,9 @@ class BackupCopier(Copier):
         (index, folders), target = self.earlier, self.targets[file.root]
         with contextlib.suppress(OSError, ValueError, sqlite3.Error):
             for other, _ in index.files.with_content(file.sha256):
-                found = folders[other.root].stat(other.path)
-                times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
-                if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
+                size, mtime_ns, _ = state_of(folders[other.root].stat(other.path))
+                times = (mtime_ns, file.mtime_ns, other.mtime_ns)
+                if size == file.size and max(times) - min(times) < SAME_TIME_NS:
                     target.unlink(file.path)
                     return not target.link_in(file.path, folders[other.root], other.path)
         return False
@@ -20143,9 +20145,11 @@ def read_time(value: object) -> float:
 
     >>> read_time(1700000000000), read_time("2023-11-14 22:13:20"), read_time(None)
     (1700000000.0, 1700000000.0, 0.0)
+    >>> read_time(1700000000000000000) == LATEST_TIME  # nanoseconds, in which no calendar is right
+    True
     """
     if str(value).isdecimal():  # in a column of texts, too
-        return int(str(value)) / 1000
+        return min(int(str(value)), LATEST_TIME * 1000) / 1000
     with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(re.sub(r"(\.\d{3})\d*|Z$", r"\1", str(value)))
         return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()

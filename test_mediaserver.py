@@ -4613,6 +4613,8 @@ def test_what_is_restored_into_a_bucket_leaves_nothing_on_disk(bucket, tmp_path)
         ({"x-amz-meta-mtime": "12"}, 0, 12_000_000_000), ({"x-amz-meta-mtime": "?"}, 0, 0),
         ({"last-modified": "Thu, 01 Jan 1970 00:01:00 GMT"}, 0, 60_000_000_000),
         ({"last-modified": "long ago"}, 0, 0),
+        ({"x-amz-meta-mtime": "-1000000000000.5"}, 0, -ms.MAX_BYTES),
+        ({"x-amz-meta-mtime": "9" * 400}, 0, ms.MAX_BYTES),
     ],
 )  # fmt: skip
 def test_an_object_s_headers_tell_its_size_and_mtime(headers, size, mtime_ns):
@@ -6896,9 +6898,13 @@ def test_a_date_is_read_in_its_three_forms(value: str, seconds: int | None) -> N
     assert ms.parse_date(value, now=1750000000) == seconds
 
 
-@pytest.mark.parametrize("seconds", [0, 951782400, 784111777, 4102444799, -1])
-def test_a_formatted_date_is_read_back(seconds) -> None:
-    assert ms.parse_date(ms.format_date(seconds + 0.5 if seconds > 0 else seconds)) == seconds
+@pytest.mark.parametrize("part", [0, 0.5, 0.999])
+@pytest.mark.parametrize("second", [0, 951782400, 784111777, 4102444799, -1, -9223372037])
+def test_what_was_changed_in_a_second_was_not_changed_after_it(second: int, part: float) -> None:
+    date = ms.format_date(second + part)
+    assert ms.parse_date(date) == second
+    assert ms.not_modified(headers(if_modified_since=date), '"e"', second + part)
+    assert ms.if_range_holds(headers(if_range=date), '"e"', second + part)
 
 
 @pytest.mark.parametrize(
@@ -9966,6 +9972,48 @@ def test_one_bad_file_or_folder_costs_only_itself(start, tmp_path):
     assert running.get(f"/image/{sha256(deep)}").body == deep
     assert "stopped" not in running.log
     subprocess.run(["rm", "-rf", storage / "deeper"], check=True)
+
+
+@pytest.fixture
+def strange_times(tmp_path: Path) -> Iterator[Path]:
+    """A folder of pictures with times that no calendar has, as far as a file system keeps them."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path  # tmpfs keeps 64 bits
+    with tempfile.TemporaryDirectory(dir=memory) as place:
+        folder = Path(place) / "pictures"
+        for seconds in (-(2**62), -(10**12), -62135596801, -1, 0, 2**33, 10**12, 2**62):
+            fill(folder, {f"{seconds}.png": png()})
+            with contextlib.suppress(OSError):
+                os.utime(folder / f"{seconds}.png", ns=(seconds * 10**9 + 5, seconds * 10**9 + 5))
+        yield folder
+
+
+def test_a_file_is_served_whatever_its_time(strange_times, start, pillow):
+    running = start(storage=str(strange_times))
+    running.scanned()
+    contents = {path.name: path.read_bytes() for path in strange_times.glob("*.png")}
+    listed = {item["filename"]: digest for digest, item in running.listed().items()}
+    assert listed == {name: sha256(content) for name, content in contents.items()}
+    for digest in listed.values():
+        path = f"/image/{digest}"
+        date = running.get(path).headers["Last-Modified"]
+        assert ms.parse_date(date) is not None
+        future = running.listed()[digest]["last_modified"] > time.time()
+        answer = running.get(path, **{"If-Modified-Since": date})
+        assert answer.status == (200 if future else 304)
+        assert running.get(f"/thumbnail/{digest}").status == 200
+    groups = running.get("/gallery/items").json["groups"]
+    assert sum(count for _, count, *_ in groups) == len(contents)
+    for month, count, *_ in groups:
+        assert len(running.get(f"/gallery/items?group={month}").json["items"]) == count
+    assert zipped(running.get("/gallery/zip")) == contents
+
+
+def test_a_second_backup_has_nothing_to_copy_whatever_the_times(strange_times, start):
+    running, place = start(storage=str(strange_times)), strange_times.parent / "backups"
+    running.scanned()
+    make_backup(running, place)
+    again = json.loads(run_here("backup", place, "--json", "--storage_dir", running.storage))
+    assert (again["files"], again["copied"]) == (8, 0)
 
 
 def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
