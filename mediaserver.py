@@ -5652,21 +5652,23 @@ class Tree:
                 if inode(os.fstat(folder)) == known:
                     return Place(folder, last)
                 os.close(folder)
-        folder = os.open(self.path, PASS_FOLDER)
+        folder, place = os.open(self.path, PASS_FOLDER), None
         try:
             if make and inode(os.fstat(folder)) != self._identity:
                 self._check_root(folder)
             for part in parts:
                 outer, folder = folder, open_folder(part, folder, make=make)
                 os.close(outer)
-        except BaseException as error:
-            os.close(folder)
-            if isinstance(error, OSError):
-                error.filename = f"{self.path}/{name}"
+            place = Place(folder, last)
+        except OSError as error:
+            error.filename = f"{self.path}/{name}"
             raise
+        finally:
+            if place is None:
+                os.close(folder)
         if make and len(parts) == 1:
             self._inner[parts[0]] = inode(os.fstat(folder))
-        return Place(folder, last)
+        return place
 
     def open(self, name: str, *, write: bool = False) -> io.FileIO:
         """Open the file for reading; OSError where there is none, or none that is regular."""
@@ -15330,16 +15332,18 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     inner.principal, inner.family = request.principal, target.family.name
     inner.upload = incoming = transfer.whole()
     incoming.filename = texts.get("filename", "")
+    answer, passing = None, transfer.is_known
     try:
         inner.fields = parse_form(inner, spec, texts)
         answer = target.handler(app, inner)
-    except BaseException as error:
-        for_good = isinstance(error, HTTPError) and error.status < 500
-        passing = transfer.is_known and not for_good
-        app.uploads.refuse(upload, incoming, passing=passing)
-        if for_good:  # the draft: the end of the upload itself has been reached
+    except HTTPError as error:
+        if error.status < 500:  # the draft: the end of the upload itself has been reached
             request.answer_headers = {**request.answer_headers, "Upload-Complete": "?1"}
+            passing = False
         raise
+    finally:
+        if answer is None:
+            app.uploads.refuse(upload, incoming, passing=passing)
     with contextlib.suppress(OSError):
         incoming.discard(undo=False)
     assert isinstance(answer, Response) and isinstance(answer.body, bytes)  # none is deferred
