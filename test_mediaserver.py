@@ -4042,6 +4042,30 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     assert opened_below(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("a/b/c.png", FileNotFoundError), ("a/b.png/c.png", NotADirectoryError),
+     ("a/\udbff/c.png", UnicodeEncodeError)],
+)  # fmt: skip
+def test_a_way_that_ends_nowhere_leaves_no_folder_open(tmp_path, name, error):
+    fill(tmp_path, {"a/b.png": b"abc"})
+    folder = ms.Folder("library", tmp_path, make=False, buffers=ms.WriteBuffers())
+
+    def opened() -> list[str]:
+        paths = []
+        for descriptor in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # one of another thread
+                paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return [path for path in paths if path.startswith(str(tmp_path))]
+
+    with folder.resolve("a/b.png"):
+        assert opened() == [f"{tmp_path}/a"]
+    with pytest.raises(error) as refused:
+        folder.resolve(name)
+    assert getattr(refused.value, "filename", f"{tmp_path}/{name}") == f"{tmp_path}/{name}"
+    assert opened() == []
+
+
 def test_a_content_is_locked_for_every_process_by_a_file_that_stays(tmp_path):
     folder = ms.Folder("data", tmp_path, make=True, buffers=ms.WriteBuffers())
     now = fcntl.LOCK_EX | fcntl.LOCK_NB
