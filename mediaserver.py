@@ -3224,7 +3224,7 @@ class _PatchFinder:
                 self._blank(box, at, start - box.start)
                 at = max(at, end - box.start)
             self._blank(box, at)
-        return in_order(self._patches), self._file.size
+        return sort_patches(self._patches), self._file.size
 
     def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
         part = span.part(start, end)
@@ -3307,10 +3307,10 @@ class _PatchFinder:
                     content = b""
 
 
-def in_order(patches: Iterable[Patch]) -> list[Patch]:
+def sort_patches(patches: Iterable[Patch]) -> list[Patch]:
     """Sort patches; where a crafted file makes them overlap, the first one stays.
 
-    >>> in_order([Patch(8, 12, b"abcd"), Patch(4, 10)])
+    >>> sort_patches([Patch(8, 12, b"abcd"), Patch(4, 10)])
     [Patch(start=4, end=10, content=b''), Patch(start=10, end=12, content=b'cd')]
     """
     ordered, at = list[Patch](), 0
@@ -3970,7 +3970,7 @@ class SpareSpace:
 
     def __init__(self, index: Path) -> None:
         self._path = index.with_name(f"{index.name}-spare")
-        self.missed_at: float | None = None  # when it was given up, or was not to be had
+        self.missed_at: float | None = None  # when it was released, or was not to be had
 
     def hold(self) -> None:
         """Take the space, unless it is held, there is too little, or was a moment ago."""
@@ -3980,14 +3980,14 @@ class SpareSpace:
         self.missed_at = now
         with contextlib.suppress(OSError):
             if not self.is_held():
-                self._take()
+                self._allocate()
             self.missed_at = None
 
     def is_held(self) -> bool:
         """Return whether the space is there, which only an index of this program has."""
         return self._path.exists()
 
-    def _take(self) -> None:
+    def _allocate(self) -> None:
         """Make the file; OSError where there is no room for it."""
         disk = os.statvfs(self._path.parent)
         size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
@@ -3999,7 +3999,7 @@ class SpareSpace:
             elif file.write(bytes(size)) < size:  # macOS
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def give_up(self) -> bool:
+    def release(self) -> bool:
         """Let the index have the space; return whether it was held."""
         self.missed_at = time.monotonic()
         try:
@@ -4116,7 +4116,7 @@ class Index:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
         self._commit(changes)
         if unwritten := [each for each in changes if each.error and is_full(each.error)]:
-            self.spare.give_up()
+            self.spare.release()
             self._checkpoint()
             self._commit(unwritten)
         if self.spare.missed_at is not None:
@@ -4491,8 +4491,8 @@ def read_gallery(index: Index, source: str, *values: Any) -> Iterator[GalleryIte
     columns = ", ".join(GalleryItem._fields)
     sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
     rows = index.read(sql, *values)
-    while some := rows.fetchmany(MANY_ROWS):
-        yield from map(GalleryItem._make, some)
+    while batch := rows.fetchmany(MANY_ROWS):
+        yield from map(GalleryItem._make, batch)
 
 
 class User(NamedTuple):
@@ -4700,7 +4700,7 @@ class Sessions(Rows[Session]):
 class TokenUses(Table):
     """How often scoped tokens that are good for some uses were used, and ended view cookies."""
 
-    def take(self, grant: Grant, now: float) -> bool:
+    def consume(self, grant: Grant, now: float) -> bool:
         """Count a use; return whether there was one left."""
 
         def apply(db: Database) -> bool:
@@ -4717,7 +4717,7 @@ class TokenUses(Table):
         """Return whether a token was used, or a view cookie ended."""
         return bool(self._index.value("SELECT 1 FROM token_use WHERE id = ?", id))
 
-    def give_back(self, grant: Grant) -> None:
+    def refund(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
         self._change("UPDATE token_use SET used = used - 1 WHERE id = ?", grant.id)
 
@@ -4805,7 +4805,7 @@ class LoginFailures(Table):
     whichever worker, get no further than one after the other.
     """
 
-    def closed_for(self, limits: Mapping[str, int], now: float) -> float:
+    def retry_after(self, limits: Mapping[str, int], now: float) -> float:
         """Return seconds until a login may be tried: 0, unless a key has reached its limit."""
         sql = (
             "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ? AND failed_at < ?"
@@ -5032,7 +5032,7 @@ class Entities(Table):
         self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
         """Return an entity as it is, or as it was in a version; None if there is none."""
-        return next(iter(self.many([id], version, db)), None)
+        return next(iter(self.get_many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
         """Return all versions of one, the oldest first."""
@@ -5054,7 +5054,7 @@ class Entities(Table):
         sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
         return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def many(
+    def get_many(
         self, ids: Sequence[int], version: int | None, db: Database | None = None
     ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
@@ -5084,7 +5084,7 @@ class Entities(Table):
         which, values = where_clause(*chosen, *equal, *found)
         return f"{'entity_version' if chosen else 'entity'} {which}", values
 
-    def holder(self, sha256: str, db: Database | None = None) -> int | None:
+    def with_content(self, sha256: str, db: Database | None = None) -> int | None:
         """Return the entity that has an asset."""
         sql = "SELECT id FROM entity WHERE sha256 = ?"
         id: int | None = self._index.value(sql, sha256, db=db)
@@ -5307,7 +5307,7 @@ class Uploads(Rows[OpenUpload]):
         """Return an upload that has not expired."""
         return self._first("WHERE id = ? AND expires_at > ?", id, now)
 
-    def take(self, id: str, writer: str) -> OpenUpload | None:
+    def acquire(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
         sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
         row = self._index.write(lambda db: db.execute(sql, (writer, id)).fetchone(), durable=False)
@@ -5407,7 +5407,7 @@ def open_sound_index(path: Path) -> Index:
         try:
             index = apply_migrations(Index(path))
         except sqlite3.OperationalError:  # on a full disk it needs the space kept for it
-            if not SpareSpace(path).give_up():
+            if not SpareSpace(path).release():
                 raise
             index = apply_migrations(Index(path))
         index.spare.hold()
@@ -6055,7 +6055,7 @@ class Incoming:
         self._place = place
         self._has_room = has_room  # for so many bytes, seen just now
 
-    def go_on(self, size: int, hashes: Sequence[Hash]) -> None:
+    def rewind(self, size: int, hashes: Sequence[Hash]) -> None:
         """Forget all of the file but its first `size` bytes, which have `hashes`."""
         self.file.truncate(size)
         self.file.seek(size)
@@ -6069,7 +6069,7 @@ class Incoming:
             raise TooLarge(self._limit.sentence)
         used = 0
         while used < len(piece):
-            buffer = self._buffer = self._buffer or self.folder.buffers.take()
+            buffer = self._buffer = self._buffer or self.folder.buffers.acquire()
             filled = self._filled
             count = min(len(piece) - used, len(buffer) - filled)
             buffer[filled : filled + count] = piece[used : used + count]
@@ -6149,7 +6149,7 @@ class Incoming:
         """Hold no more than the file itself, and its place where that is wanted soon."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
-            self.folder.buffers.give_back(buffer)
+            self.folder.buffers.release(buffer)
         if self._place is not None and not but_place:
             place, self._place = self._place, None
             os.close(place.folder)
@@ -6190,7 +6190,7 @@ class WriteBuffers:
         self._made = 0
         self._lock = threading.Lock()
 
-    def take(self) -> memoryview:
+    def acquire(self) -> memoryview:
         """Return a free buffer; a short one when those of full length are all in use."""
         with self._lock:
             if self._spare:
@@ -6200,7 +6200,7 @@ class WriteBuffers:
             self._made += size == WRITE_BYTES
         return buffer
 
-    def give_back(self, buffer: memoryview) -> None:
+    def release(self, buffer: memoryview) -> None:
         """Keep a buffer for the next one who asks."""
         if len(buffer) == WRITE_BYTES:
             with self._lock:
@@ -6478,7 +6478,7 @@ S3_SLOTS = 32  # requests at once
 S3_SLOT_SECONDS = 0.5  # that one waits for a slot among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
-S3_SHIFT_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
+S3_SKEW_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
 S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
@@ -6582,12 +6582,12 @@ class S3Answer(NamedTuple):
     connection: HTTPConnection
     response: HTTPResponse
 
-    def pause(self) -> float:
+    def retry_after(self) -> float:
         """Return the seconds that the store wants to be left alone for."""
         seconds = self.headers.get("retry-after", "")
         return float(seconds) if re.fullmatch(r"[0-9]{1,5}", seconds) else 0.0
 
-    def shift(self) -> float:
+    def clock_skew(self) -> float:
         """Return the seconds that the store's clock is ahead of this one."""
         with contextlib.suppress(ValueError):
             return parsedate_to_datetime(self.headers.get("date", "")).timestamp() - time.time()
@@ -6620,12 +6620,12 @@ class S3Client:
         self._idle: deque[tuple[float, HTTPConnection]] = deque()
         self._retry_at = 0.0  # monotonic; 0: the circuit is closed
         self._is_conditional = True  # whether the store may know If-None-Match
-        self._shift = 0.0  # seconds that its clock is ahead of this one
+        self._clock_skew = 0.0  # seconds that its clock is ahead of this one
         self._lock = threading.Lock()
 
     def _now(self) -> str:
         """Return the time as the store has it."""
-        return format_amz_date(time.time() + self._shift)
+        return format_amz_date(time.time() + self._clock_skew)
 
     def presign(self, request: S3Request, seconds: int) -> str:
         """Return a URL under which anyone may GET an object for so many seconds."""
@@ -6664,7 +6664,7 @@ class S3Client:
                 answer = S3Answer(response.status, response.headers, body, connection, response)
                 if self._is_final(request, answer, is_last=not wait):
                     break
-                problem, pause = f"answers {answer.code}", answer.pause()
+                problem, pause = f"answers {answer.code}", answer.retry_after()
             except (OSError, HTTPException) as error:
                 problem = str(error) or type(error).__name__
                 pause = math.inf if isinstance(error, TimeoutError) else 0.0
@@ -6685,8 +6685,8 @@ class S3Client:
         if answer.code == 501 and "if-none-match" in request.headers:
             self._is_conditional = False  # OpenStack Swift; who sends has looked before
             return is_last
-        if answer.code == 403 and abs(answer.shift() - self._shift) > S3_SHIFT_SECONDS:
-            self._shift = answer.shift()
+        if answer.code == 403 and abs(answer.clock_skew() - self._clock_skew) > S3_SKEW_SECONDS:
+            self._clock_skew = answer.clock_skew()
             return False
         # Two who write to one object are no reason to leave the store alone.
         return answer.code not in S3_PASSING or (is_last and answer.code == 409)
@@ -7498,7 +7498,7 @@ class Thumbnails:
                 self.previews.store(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{cache.name(sha256)} {ahead}", make)
+        return self._make_once(f"{cache.name(sha256)} {ahead}", make)
 
     def preview(
         self, folder: Folder, file: File, asset: Asset, rendition: Rendition
@@ -7515,9 +7515,9 @@ class Thumbnails:
             self.previews.store(sha256, rendition, made[0])
             return made[0]
 
-        return self._once(f"{sha256} {rendition}", make)
+        return self._make_once(f"{sha256} {rendition}", make)
 
-    def _once(self, key: str, make: Callable[[], T]) -> T:
+    def _make_once(self, key: str, make: Callable[[], T]) -> T:
         """Return what `make` does; of threads with one key at once, the first makes it for all."""
         while True:
             with self._lock:
@@ -8485,7 +8485,7 @@ class Mounts:
 
     def absent(self, folder: Folder) -> list[str]:
         """Find places below a folder where a disk with known files was mounted, and is no more."""
-        known = self._of(folder)
+        known = self._mount_points(folder)
         mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
         return [
             path for path in known
@@ -8499,7 +8499,7 @@ class Mounts:
         missing = folder.is_missing()
         return FolderStatus(missing, () if missing else tuple(self.absent(folder)))
 
-    def _of(self, folder: Folder) -> list[str]:
+    def _mount_points(self, folder: Folder) -> list[str]:
         """Return places below a folder where a disk was mounted; kept, as each upload asks."""
         changes, known = self._known.get(folder.name, (-1, []))
         if changes != self._changes[0]:
@@ -8513,7 +8513,7 @@ class Mounts:
         absent = self.absent(folder)
         mounted = {path for path, _ in mounts_below(folder.path)}
         now = sorted(mounted.union(absent))
-        if now != self._of(folder):
+        if now != self._mount_points(folder):
             self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
             self._changes[0] += 1
         for path in absent:
@@ -8707,14 +8707,14 @@ class Scanner:
 
     def _wait(self, seconds: float) -> None:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
-        end, away = time.monotonic() + seconds, self._away()
+        end, away = time.monotonic() + seconds, self._absent()
         while (left := end - time.monotonic()) > 0:
             step = min(left, AWAY_SECONDS) if away else left
-            if self._wanted.wait(None if step == math.inf else step) or away != self._away():
+            if self._wanted.wait(None if step == math.inf else step) or away != self._absent():
                 break
         self._wanted.clear()
 
-    def _away(self) -> dict[str, FolderStatus]:
+    def _absent(self) -> dict[str, FolderStatus]:
         """Find the folders that are missing, or have mount points below that are."""
         with contextlib.suppress(sqlite3.Error):
             seen = {folder.name: self.mounts.look(folder) for folder in self._scanned}
@@ -9976,7 +9976,7 @@ class Response:
         self.prepared = start + b"Date: ", rest
         return self
 
-    def again(self, principal: object) -> Response:
+    def copy_for(self, principal: object) -> Response:
         """Return a prepared answer for somebody else."""
         response = Response(self.status, None, self.body)
         response.prepared, response.route = self.prepared, self.route
@@ -10142,8 +10142,8 @@ class Connection:
 
     # -- reading
 
-    def take_head(self) -> bool:
-        """Return whether a request's head is here whole, or what is none, and is refused."""
+    def parse_head(self) -> bool:
+        """Parse a head; return whether it is here whole, or is none and refused."""
         data = self.received
         if data.startswith(b"\r"):
             self.received = data = skip_empty_lines(data)
@@ -10164,14 +10164,14 @@ class Connection:
             self.body = head.body_decoder()
         return True
 
-    def take_body(self) -> bool:
+    def decode_body(self) -> bool:
         """Decode and keep what was received; return whether that is all. Raises HTTPError."""
-        for piece in self.take_pieces():
+        for piece in self.decode_pieces():
             self.collected += piece
         return self.body is None or self.body.finished
 
-    def take_pieces(self, data: bytes | memoryview = b"") -> list[memoryview]:
-        """Return what there is of a body's content, `data` last; raise HTTPError if it is none."""
+    def decode_pieces(self, data: bytes | memoryview = b"") -> list[memoryview]:
+        """Decode what there is of a body, `data` last; raises HTTPError if it is none."""
         pieces = []
         if self.collected:
             pieces.append(memoryview(self.collected))
@@ -10185,7 +10185,7 @@ class Connection:
     def skip_body(self) -> bool:
         """Pass over the rest of a body if all of it is here; return whether it was."""
         try:
-            return self.take_body()
+            return self.decode_body()
         except HTTPError:
             return False
 
@@ -10394,7 +10394,7 @@ class Connections:
             self._selector.unregister(connection.descriptor)
         connection.event = event
 
-    def rest(self, connection: Connection) -> None:
+    def unregister(self, connection: Connection) -> None:
         """Have the selector wait for nothing on a connection that a thread has."""
         with self._lock:
             if connection.state is WORKING:
@@ -10405,14 +10405,14 @@ class Connections:
         with self._lock:
             return self.in_flight, list(self.held.values())
 
-    def within(self, *states: State) -> list[Connection]:
+    def in_states(self, *states: State) -> list[Connection]:
         """Return those that the selector holds in these states."""
         return [c for c in list(self.held.values()) if c.state in states]
 
     def make_room(self) -> bool:
         """Close the connection that can be missed best; return whether there was one."""
         for state in GIVING_WAY:
-            if held := self.within(state):
+            if held := self.in_states(state):
                 self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
                 return True
         return False
@@ -10502,8 +10502,8 @@ class Service(Protocol):
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request in a thread, or accept it to be fed its body."""
 
-    def inline(self, head: RequestHead, turn: int) -> Response | None:
-        """Answer a cheap request without a body in a turn of the selector, without blocking."""
+    def inline(self, head: RequestHead, iteration: int) -> Response | None:
+        """Answer a cheap request without a body in an iteration of the selector; never block."""
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Return whether a request needs neither disk nor index, and waits for none that does."""
@@ -10574,7 +10574,7 @@ class Runner:
         None if nothing has come but empty lines, which do not lengthen a wait.
         """
         answered = False
-        while connection.head or connection.response or connection.take_head():
+        while connection.head or connection.response or connection.parse_head():
             if connection.response is None:
                 wait = self._answer(connection, workers) if workers else self._inline(connection)
                 if wait:
@@ -10619,7 +10619,7 @@ class Runner:
         """Spare a thread what is cheap, or too much; return WORKING where one is needed."""
         head = connection.head
         assert head is not None
-        response = None if head.has_body else self._service.inline(head, self._server.turn)
+        response = None if head.has_body else self._service.inline(head, self._server.iteration)
         if response is not None:
             connection.begin(response)
         elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
@@ -10660,7 +10660,7 @@ class Runner:
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         data: bytes | memoryview | None = b""
         while data is not None:
-            for piece in connection.take_pieces(data):
+            for piece in connection.decode_pieces(data):
                 if response := exchange.feed(piece):
                     return response
             if body.finished:
@@ -10690,7 +10690,7 @@ class Server(ThreadingHTTPServer):
         self._selector = selectors.DefaultSelector()
         self.connections = Connections(self._selector, most, service.on_flight)
         self.runner = Runner(self, self.connections)
-        self.turn = 0  # how often the selector has woken up
+        self.iteration = 0  # how often the selector has woken up
         self.stopping = False
         self._stop_at = 0.0
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
@@ -10712,19 +10712,19 @@ class Server(ThreadingHTTPServer):
         while not self._is_over():
             patience = LAST_REQUEST_SECONDS / 5 if self.stopping else poll_interval
             ready = self._selector.select(PATIENCE_SECONDS if short.waiting else patience)
-            self.turn += 1
+            self.iteration += 1
             for key, _ in ready:
                 if not isinstance(key.data, Connection):
                     key.data()
                 elif key.data.state is WORKING:
-                    self.connections.rest(key.data)
+                    self.connections.unregister(key.data)
                 else:
                     self.runner.step(key.data, self._on_ready)
             short.relieve(relief)
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
-                for connection in self.connections.within(*WAITS):
+                for connection in self.connections.in_states(*WAITS):
                     if connection.deadline < now:
                         self.runner.step(connection, self._expire)
 
@@ -10766,7 +10766,7 @@ class Server(ThreadingHTTPServer):
     def _collect(self, connection: Connection, *, is_over: bool) -> State:
         """Decode some of a body; a thread goes on when there is enough for one, or an end."""
         try:
-            is_over = connection.take_body() or is_over
+            is_over = connection.decode_body() or is_over
         except HTTPError as error:
             connection.failure, is_over = error, True
         return WORKING if is_over or len(connection.collected) >= COLLECT_BYTES else BODY
@@ -11128,7 +11128,7 @@ class Listing:
 
 
 def reopened(content: Content) -> Content:
-    """Return a content whose file may be closed while the other one is used."""
+    """Return the same Content with a file of its own, which is closed apart from the other."""
     return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
@@ -11228,7 +11228,7 @@ class HotFile:
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
         self.forgotten = 0  # SharedProgress's count: it may have been hidden by a scan since
-        self.seen = 0  # the turn in which `is_current` was last true
+        self.seen = 0  # the iteration in which `is_current` was last true
 
     def is_current(self, status: os.stat_result) -> bool:
         """Return whether what is at its path is the same file, and no link has led to it."""
@@ -11391,16 +11391,18 @@ class ResumableUploads:
     def _name(self, upload: OpenUpload) -> str:
         return f"{INCOMING}/{upload.id}"
 
-    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Incoming]:
+    def acquire(
+        self, upload: OpenUpload, limit: Limit, *, md5: bool
+    ) -> tuple[OpenUpload, Incoming]:
         """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
         receiving = self._resume(upload, limit)
         with undoing(receiving.close):
-            taken = self.rows.take(upload.id, secrets.token_hex(8))
+            taken = self.rows.acquire(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
                 raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5=md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
-            receiving.go_on(taken.received, hashes if size == taken.received else start)
+            receiving.rewind(taken.received, hashes if size == taken.received else start)
         return taken._replace(length=upload.length), receiving
 
     def _resume(self, upload: OpenUpload, limit: Limit) -> Incoming:
@@ -11423,7 +11425,7 @@ class ResumableUploads:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
 
-    def leave(self, upload: OpenUpload, receiving: Incoming) -> None:
+    def release(self, upload: OpenUpload, receiving: Incoming) -> None:
         """Let go of an upload until another request goes on with it."""
         while len(self._hashes) >= MAX_KNOWN_HASHES:
             self._hashes.pop(next(iter(self._hashes)), None)
@@ -11488,7 +11490,7 @@ class Transfer:
         if head.checksum:
             self._digest = hashlib.new(head.checksum[0], usedforsecurity=False)
         self.is_known = head.offset is not None or bool(head.draft)  # to the client, by its URL
-        self.upload, self._receiving = uploads.take(upload, limit, md5=md5)
+        self.upload, self._receiving = uploads.acquire(upload, limit, md5=md5)
         self._is_held = True
         self._saved = self.upload.received
 
@@ -11568,7 +11570,7 @@ class Transfer:
     def close(self) -> None:
         """Let go of the upload, which another request may go on with."""
         if not self._receiving.file.closed:
-            self._uploads.leave(self.upload, self._receiving)
+            self._uploads.release(self.upload, self._receiving)
             self._receiving.close()
 
     def discard(self) -> None:
@@ -12024,8 +12026,8 @@ def open_body(
     head, headers = request.head, request.headers
     unsized = head.content_length is None and not head.chunked
     if unsized and not spec.reader and (spec.upload or "content-type" in headers):
-        how = "with Content-Length or Transfer-Encoding: chunked"
-        raise HTTPError(411, f"Send {body_in_words(spec)}, {how}.")
+        framing = "with Content-Length or Transfer-Encoding: chunked"
+        raise HTTPError(411, f"Send {body_in_words(spec)}, {framing}.")
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
@@ -12549,7 +12551,7 @@ class Dispatcher(Service):
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = None if head.has_body else self.inline(head, turn=0)
+        hot = None if head.has_body else self.inline(head, iteration=0)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -12585,7 +12587,7 @@ class Dispatcher(Service):
         counted, body, request.counted, request.body = request.counted, request.body, None, None
         with contextlib.suppress(sqlite3.Error):
             if counted:
-                self.app.index.token_uses.give_back(counted)
+                self.app.index.token_uses.refund(counted)
         # What stays in `.incoming/` goes at the next start
         with contextlib.suppress(OSError, sqlite3.Error):
             if body is not None:
@@ -12598,12 +12600,12 @@ class Dispatcher(Service):
         if writer := self.app.settings.read_only:
             raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
 
-    def _take_use(self, request: Request, grant: Grant, item: Route) -> None:
+    def _consume_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
             self._need_writer()  # which counts for all
-            if not self.app.index.token_uses.take(grant, time.time()):
+            if not self.app.index.token_uses.consume(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
 
@@ -12629,7 +12631,7 @@ class Dispatcher(Service):
         request.route = item.number
         request.need(item.access)
         if request.principal.grant:
-            self._take_use(request, request.principal.grant, item)
+            self._consume_use(request, request.principal.grant, item)
         if item.parameters or item.query:
             parameters = parse_declared(request, item, parameters)
         there = item.before and item.before(self.app, request, **parameters)
@@ -12763,16 +12765,16 @@ class Dispatcher(Service):
         anonymous = head.authorization is None and "cookie" not in head.headers
         return head.target in self._prompt and anonymous and not head.has_body
 
-    def inline(self, head: RequestHead, turn: int) -> Response | None:
+    def inline(self, head: RequestHead, iteration: int) -> Response | None:
         """Return the answer to a GET of a hot file by who is known to be let; None for all else.
 
-        Within one turn a file on disk is looked at once. In the turn 0, which is a thread's, the
+        Within one iteration a file on disk is looked at once. In 0, which is a thread's, the
         disk may be waited for; in others that gives None.
         """
         app, hot = self.app, self.app.hot.get(head.target)
         if hot is None or hot.forgotten != app.scanner.progress.forgotten[0]:
             return None
-        if head.method not in {"GET", "HEAD"} or (turn and is_remote(hot.state[0])):
+        if head.method not in {"GET", "HEAD"} or (iteration and is_remote(hot.state[0])):
             return None
         is_open = head.authorization is None and hot.access is OPEN
         principal = ANONYMOUS if is_open else self._recall(head, hot.access)
@@ -12782,22 +12784,22 @@ class Dispatcher(Service):
         try:
             if not (status or hot.is_small):
                 content = open_hot(hot)
-            elif (turn and hot.seen == turn) or hot.is_current(os.lstat(hot.path)):
-                content, hot.seen = hot.content, turn
+            elif (iteration and hot.seen == iteration) or hot.is_current(os.lstat(hot.path)):
+                content, hot.seen = hot.content, iteration
             else:
                 return None
         except OSError:
             return None
         if status:
             prepared = hot.prepared.get(status) or self._prepare(hot, status)
-            return prepared if principal is ANONYMOUS else prepared.again(principal)
+            return prepared if principal is ANONYMOUS else prepared.copy_for(principal)
         try:
             response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
         response.route, response.principal = hot.route, principal
-        if turn and response.resource and not is_ready(head, response):
+        if iteration and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
@@ -12838,7 +12840,7 @@ def open_hot(hot: HotFile) -> Content:
 
 
 def close_source(content: Content) -> None:
-    """Let go of a content's file, if it has one."""
+    """Close the file of a Content, if it has one."""
     if not isinstance(content.source, bytes):
         content.source.close()
 
@@ -13152,7 +13154,7 @@ def store_upload(
     return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
 
 
-def take_in(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
+def ingest(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
     """Put an upload in place and into the index; for good, unless a scan would find it again."""
     file, asset = store_upload(app, incoming, folder, names)
     durable = not folder.is_local(file.path)
@@ -13224,7 +13226,7 @@ def upload_media(app: App, request: Request) -> Response:
     incoming, facts = check_type(request, MEDIA_TYPES)
     extension = check_extension(incoming.filename, MEDIA_TYPES)
     filename = f"{secrets.token_hex(16)}.{extension}"
-    _, asset = take_in(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
+    _, asset = ingest(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -13422,7 +13424,7 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         if known is None:
             folder = time.strftime("uploads/%Y%m%d", time.gmtime())
             names = numbered_names(f"{folder}/{name}")
-            file, asset = take_in(app, incoming, app.library, names)
+            file, asset = ingest(app, incoming, app.library, names)
     if known is not None:
         incoming.discard()
         file, asset = known
@@ -13482,7 +13484,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
     incoming, facts = check_type(request, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
-    file, _ = take_in(app, incoming, app.images, private_names(name))
+    file, _ = ingest(app, incoming, app.images, private_names(name))
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -13572,7 +13574,7 @@ def unauthorized(detail: str) -> HTTPError:
     return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def caller(request: Request) -> int:
+def user_id_of(request: Request) -> int:
     """Return the user id of a route whose access is USER."""
     assert request.principal.user_id is not None
     return request.principal.user_id
@@ -13585,7 +13587,7 @@ def find_account(app: App, request: Request) -> User:
     """Return the caller's account; 404 for the users of other programs."""
     if request.principal.kind == "demo":
         return DEMO_USER
-    return existing(app.index.users.get(caller(request)))
+    return existing(app.index.users.get(user_id_of(request)))
 
 
 def user_json(user: User) -> dict[str, Any]:
@@ -13624,7 +13626,7 @@ def check_login(
     failures, attempt = request.app.index.login_failures, secrets.token_hex(8)
     limits = {account: most, f"address {network_of(request.client)}": MAX_ADDRESS_FAILURES}
     while True:
-        if wait := failures.closed_for(limits, now := time.time()):
+        if wait := failures.retry_after(limits, now := time.time()):
             detail = "There were too many failed logins; try again later."
             raise HTTPError(429, detail, {"Retry-After": str(math.ceil(wait))})
         if failures.begin(attempt, limits, now):
@@ -13726,7 +13728,7 @@ LOGOUT = BodySpec(ANY_BODY, (
 @ACCOUNTS.route("POST", "/api/auth/logout", USER, {205: ""}, body=LOGOUT)
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
-    sessions, user_id = app.index.sessions, caller(request)
+    sessions, user_id = app.index.sessions, user_id_of(request)
     if request.fields.get("all"):
         app.index.write(lambda db: sessions.end_all(db, user_id))
         return Response(205)
@@ -13740,7 +13742,7 @@ def logout(app: App, request: Request) -> Response:
 @ACCOUNTS.route("GET", "/api/auth/sessions", USER, {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
     """List where I am logged in, last used first."""
-    found = app.index.sessions.of_user(caller(request), time.time())
+    found = app.index.sessions.of_user(user_id_of(request), time.time())
     return json_response([session_json(session) for session in found])
 
 
@@ -13758,7 +13760,7 @@ def session_json(session: Session) -> dict[str, Any]:
 @ACCOUNTS.route("DELETE", "/api/auth/sessions/{id}", USER, {204: ""})
 def end_one_session(app: App, request: Request, id: str) -> Response:
     """End one of my sessions."""
-    existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
+    existing(app.index.write(lambda db: app.index.sessions.end(db, user_id_of(request), id)))
     return Response(204)
 
 
@@ -13850,7 +13852,7 @@ def list_owned(
     """Return a page of the caller's own things."""
     query = request.query
     order = parse_ordering(query.get("ordering", ""), columns)
-    wanted = Query(caller(request), equal, parse_search(query.get("search", "")), order)
+    wanted = Query(user_id_of(request), equal, parse_search(query.get("search", "")), order)
     count = things.count(wanted)
     page, size, last = read_page(query, count)
     value = {
@@ -13881,7 +13883,7 @@ def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Fi
     """Yield what is wrong with a record's file, type or collection."""
     user_id, key = request.principal.user_id, (values.get("collection") or "").lower()
     if user_id is not None and key and not request.app.index.collections.get(user_id, key):
-        yield no_collection(key)
+        yield unknown_collection(key)
     upload = request.upload
     if upload and upload.facts is None:
         yield FieldError("body", "file", NOT_MEDIA if upload.size else "The file is empty.")
@@ -13889,7 +13891,7 @@ def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Fi
         yield from kind_problems(values, upload.facts.kind)
 
 
-def no_collection(key: str) -> FieldError:
+def unknown_collection(key: str) -> FieldError:
     """Return the problem of a collection that the account has none of."""
     return FieldError("body", "collection", f'Invalid pk "{key}" - object does not exist.')
 
@@ -13913,7 +13915,7 @@ def partial(spec: BodySpec) -> BodySpec:
     return spec._replace(fields=tuple(item._replace(required=False) for item in spec.fields))
 
 
-def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
+def subpaths(paths: Sequence[str], rest: str) -> tuple[str, ...]:
     """Return the paths of routes that go on behind these paths."""
     return tuple(f"{path}{rest}" for path in paths)
 
@@ -13986,33 +13988,33 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
     """Write a record, and its file where that is new; 400 for a collection of somebody else."""
     key = record.collection_id
     if key and app.index.collections.get(record.user_id, key, db) is None:
-        raise ValidationError(no_collection(key))
+        raise ValidationError(unknown_collection(key))
     if placed:
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
     app.index.media.put(db, record)
-    if placed and (room := find_room(app, record.user_id, db)) < 0:
+    if placed and (room := remaining_quota(app, record.user_id, db)) < 0:
         raise HTTPError(413, quota_sentence(app.settings, room + placed[0].size))
     return record
 
 
-def find_room(app: App, user_id: int, db: Database | None = None) -> int:
+def remaining_quota(app: App, user_id: int, db: Database | None = None) -> int:
     """Return what a user may store yet; below 0 where it is too much already."""
     quota = app.settings.user_quota_bytes
     return quota - app.index.media.stored_bytes(user_id, db) if quota else MAX_BYTES
 
 
-def check_room(app: App, request: Request) -> None:
+def check_quota(app: App, request: Request) -> None:
     """Bound the file that is about to come by what its user may store yet."""
-    request.room = max(0, find_room(app, caller(request)))
+    request.room = max(0, remaining_quota(app, user_id_of(request)))
 
 
 @ACCOUNTS.route("POST", MEDIA_PATHS, USER,
-    {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
+    {201: "Record"}, body=NEW_MEDIA_BODY, before=check_quota, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
-    key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
+    key, user, kind = str(uuid.uuid4()), user_id_of(request), facts.kind if facts else ""
     empty = MediaRecord(
         key, user, "", kind, size=None, path=None, note=None, description=None,
         collection_id=None, created_at=now, updated_at=now,
@@ -14028,18 +14030,18 @@ def create_record(app: App, request: Request) -> Response:
 
 def find_record(app: App, request: Request, id: str) -> MediaRecord:
     """Return the caller's record; 404 for another's as for none."""
-    return existing(app.index.media.get(caller(request), id.lower()))
+    return existing(app.index.media.get(user_id_of(request), id.lower()))
 
 
 def check_record(app: App, request: Request, id: str) -> MediaRecord:
     """Find the record that is about to be changed; a new file takes the place of its old one."""
     record = find_record(app, request, id)
     freed = record.size or 0 if record.path else 0
-    request.room = max(0, find_room(app, record.user_id) + freed)
+    request.room = max(0, remaining_quota(app, record.user_id) + freed)
     return record
 
 
-@ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
+@ACCOUNTS.route("GET", subpaths(MEDIA_PATHS, "/{id}"), USER, {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """Get one of my media records."""
     value = record_json(request, find_record(app, request, id))
@@ -14050,11 +14052,11 @@ class Stale(Exception):
     """Another request replaced the same record's file first."""
 
 
-@ACCOUNTS.route("PUT", below(MEDIA_PATHS, "/{id}"), USER,
+@ACCOUNTS.route("PUT", subpaths(MEDIA_PATHS, "/{id}"), USER,
     {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
     summary="Change a media record; a file replaces its file")  # fmt: skip
-@ACCOUNTS.route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, {200: "Record"}, before=check_record,
-    body=partial(MEDIA_BODY))  # fmt: skip
+@ACCOUNTS.route("PATCH", subpaths(MEDIA_PATHS, "/{id}"), USER, {200: "Record"},
+    before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     """Change some of a media record; a file replaces its file."""
     record = find_record(app, request, id)
@@ -14099,15 +14101,15 @@ def write_record(
     return changed
 
 
-@ACCOUNTS.route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, {204: ""}, before=find_record)
+@ACCOUNTS.route("DELETE", subpaths(MEDIA_PATHS, "/{id}"), USER, {204: ""}, before=find_record)
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
-    user, media, now = caller(request), app.index.media, time.time()
+    user, media, now = user_id_of(request), app.index.media, time.time()
     existing(app.index.write(lambda db: media.soft_delete(db, user, id.lower(), now)))
     return Response(204)
 
 
-@ACCOUNTS.route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN,
+@ACCOUNTS.route("GET", subpaths(MEDIA_PATHS, "/{id}/file"), OPEN,
     {200: "file", 403: "Error: The signature is not good, or no longer."},
     query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
@@ -14151,7 +14153,7 @@ def find_maker(app: App, user_id: int | None, made: float = math.inf) -> Princip
 MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
-@ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, {200: "Record"},
+@ACCOUNTS.route("POST", subpaths(MEDIA_PATHS, "/{id}/add-to-collection"), USER, {200: "Record"},
     before=find_record, body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     """Put a media record into a collection."""
@@ -14159,7 +14161,8 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
     return move_record(app, request, id, find_collection(app, request, key).id)
 
 
-@ACCOUNTS.route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, {200: "Record"})
+@ACCOUNTS.route("POST", subpaths(MEDIA_PATHS, "/{id}/remove-from-collection"), USER,
+    {200: "Record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection; one that shows a library file is deleted."""
     answer = move_record(app, request, id, None)
@@ -14197,7 +14200,7 @@ def collection_json(collection: Collection) -> dict[str, Any]:
 
 def find_collection(app: App, request: Request, id: str) -> Collection:
     """Return the caller's collection; 404 for another's as for none."""
-    return existing(app.index.collections.get(caller(request), id.lower()))
+    return existing(app.index.collections.get(user_id_of(request), id.lower()))
 
 
 @ACCOUNTS.route("GET", COLLECTION_PATHS, USER,
@@ -14212,12 +14215,12 @@ def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
     now, key, values = time.time(), str(uuid.uuid4()), request.fields
     name, description = values["name"], values.get("description")
-    collection = Collection(key, caller(request), name, description, now, now)
+    collection = Collection(key, user_id_of(request), name, description, now, now)
     app.index.write(lambda db: app.index.collections.put(db, collection))
     return json_response(collection_json(collection), 201)
 
 
-@ACCOUNTS.route("GET", below(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
+@ACCOUNTS.route("GET", subpaths(COLLECTION_PATHS, "/{id}"), USER, {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
     """Get one of my collections and its media."""
     collection = find_collection(app, request, id)
@@ -14234,10 +14237,10 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     return long_response(request, content._replace(sha256="", cache_control="no-store"))
 
 
-@ACCOUNTS.route("PUT", below(COLLECTION_PATHS, "/{id}"), USER,
+@ACCOUNTS.route("PUT", subpaths(COLLECTION_PATHS, "/{id}"), USER,
     {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
     name="replace_collection", summary="Change a collection")  # fmt: skip
-@ACCOUNTS.route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER,
+@ACCOUNTS.route("PATCH", subpaths(COLLECTION_PATHS, "/{id}"), USER,
     {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     """Change some of a collection."""
@@ -14245,7 +14248,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     key = find_collection(app, request, id).id
 
     def apply(db: Database) -> Collection:
-        current = existing(app.index.collections.get(caller(request), key, db))
+        current = existing(app.index.collections.get(user_id_of(request), key, db))
         changed = current._replace(**changes)
         app.index.collections.put(db, changed)
         return changed
@@ -14253,25 +14256,25 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@ACCOUNTS.route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER,
+@ACCOUNTS.route("DELETE", subpaths(COLLECTION_PATHS, "/{id}"), USER,
     {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
-    existing(app.index.collections.remove(caller(request), id.lower()))
+    existing(app.index.collections.remove(user_id_of(request), id.lower()))
     return Response(204)
 
 
-@ACCOUNTS.route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER,
+@ACCOUNTS.route("POST", subpaths(COLLECTION_PATHS, "/{id}/add"), USER,
     {204: ""}, before=find_collection, body=BodySpec(("json",), (HASHES,)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
     """Add files of the library or the entities to one of my collections, without copies."""
     request.need(READ)
     hashes = request.fields["sha256"]
     found = [find_duplicate(app, sha256, "library", "entities") for sha256 in hashes]
-    records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
+    records = [shown_record(user_id_of(request), id.lower(), *existing(each)) for each in found]
 
     def apply(db: Database) -> None:
-        collection = existing(app.index.collections.get(caller(request), id.lower(), db))
+        collection = existing(app.index.collections.get(user_id_of(request), id.lower(), db))
         shown = app.index.media.shown_in(db, collection.user_id, collection.id)
         for record in records:
             if record.sha256 not in shown:
@@ -14368,7 +14371,7 @@ def entity_texts(app: App, rows: Sequence[tuple[int, int]], version: int | None)
     """Return entities as JSON text by ids and transactions: what one wrote never changes."""
     texts = {row[0]: app.entity_texts.get(row) for row in rows}
     missing = [id for id, text in texts.items() if text is None]
-    found = app.index.entities.many(missing, version) if missing else []
+    found = app.index.entities.get_many(missing, version) if missing else []
     texts.update((entity.id, to_json(entity_json(entity))) for entity in found)
     if len(app.entity_texts) + len(found) > MAX_ENTITY_TEXTS:
         app.entity_texts.clear()
@@ -14515,7 +14518,7 @@ def check_entity(
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
         raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
-    holder = app.index.entities.holder(upload.sha256, db) if upload else None
+    holder = app.index.entities.with_content(upload.sha256, db) if upload else None
     if upload and holder not in {None, entity.id}:
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
@@ -14823,7 +14826,7 @@ def may_show(share: Share, asset: Asset) -> bool:
 
 
 def shared_id(app: App, share: Share, sha256: str, *, back: bool = False) -> str:
-    """Return what names a content in a link: its hash, which is told of what is sent whole."""
+    """Return a file's name in a link: its hash, which is told of what is sent whole."""
     if not share.strips:
         return sha256
     return encrypt_hash(_hmac_sha256(app.share_key, _utf8(f"files {share.id}")), sha256, back=back)
@@ -14887,7 +14890,7 @@ def open_guest_form(request: Request, token: str) -> BodyReader | None:
     """Read a guest's form, whose file goes where the link's others are; 401, 403, 404, 413."""
     share = check_guest(request.app, request, token)
     if share.kind == "collection" and share.owner is not None:
-        request.room = max(0, find_room(request.app, share.owner))
+        request.room = max(0, remaining_quota(request.app, share.owner))
     return open_body(request, BodySpec(("multipart",), upload=GUEST_UPLOADS[share.kind]), {})
 
 
@@ -14922,7 +14925,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     name = safe_name(incoming.filename)
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
+    placed = ingest(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     app.renditions.wanted.set()
     return placed
 
@@ -15394,7 +15397,7 @@ def end_session(app: App, request: Request) -> Response:
     viewer = verify_view(cookies, app.auth.view_key, now)
     if viewer.cookie and not app.settings.read_only:
         end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
-        app.index.token_uses.take(end, now)
+        app.index.token_uses.consume(end, now)
     cookie = format_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict")
     return Response(204, {"Set-Cookie": cookie, **NO_STORE})
 
@@ -16378,10 +16381,10 @@ def open_album(
         return albums.entities(id), albums.of_entities(id), path
     request.need(USER)
     if key == "mine":
-        return albums.records(caller(request)), [], []
+        return albums.records(user_id_of(request)), [], []
     collection = find_collection(app, request, key)
     about = [[collection.id, collection.name]]
-    return albums.records(caller(request), collection.id), [], about
+    return albums.records(user_id_of(request), collection.id), [], about
 
 
 def open_library(app: App, query: Mapping[str, Any]) -> Iterable[GalleryItem]:
@@ -17058,7 +17061,7 @@ const PATHS = {
   share: "M14 5l6 6-6 6v-3.5c-5 0-8 1.5-10 5 .5-6 4-9.5 10-10z",
   pencil: "M4 20l1-4L16 5l3 3L8 19z", picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
-  sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
+  audio: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
     + " 2.5 0 0 1 5 0z",
 };
 
@@ -17342,10 +17345,10 @@ let starts = 0;
 
 // Load the list as the address chooses it, and draw it; `again`: it may not have changed.
 async function start(again = false) {
-  const turn = ++starts;
+  const run = ++starts;
   const {group, item} = readAddress();
   const answer = await call(itemsPath()).catch(() => null);
-  if (turn !== starts) return;
+  if (run !== starts) return;
   const status = answer ? answer.status : 0;
   if (status === 401 && session.access) {  // it has expired, or was never good
     keepSession({});
@@ -17355,16 +17358,16 @@ async function start(again = false) {
   if (status === 401 || status === 403) { showLocked(); return; }
   if (status !== 200) {
     say("state", answer ? sentence(status, await answer.text()) : t("offline"), true);
-    setTimeout(() => turn === starts && start(again), 5000);
+    setTimeout(() => run === starts && start(again), 5000);
     return;
   }
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
-  if (turn !== starts) return;
+  if (run !== starts) return;
   const isScanning = value.scanning !== null;
   const state = isScanning ? t("scanning", NUMBER.format(value.scanning)) : "";
   say("state", value.degraded ? t("degraded") : state, value.degraded);
-  setTimeout(() => document.hidden || turn !== starts || start(true), isScanning ? 3000 : 30000);
+  setTimeout(() => document.hidden || run !== starts || start(true), isScanning ? 3000 : 30000);
   if (tag !== listTag || !again) takeList(value, again);
   listTag = tag;
   openLinked(group, item);
@@ -17593,7 +17596,7 @@ function showPicture(tile, item) {
 
 // What stands where there is no picture to see.
 function wordsFor(item) {
-  const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
+  const symbol = {image: "picture", video: "play", audio: "audio"}[item[KIND]];
   return h("span", {className: "words", "aria-hidden": "true"}, icon(symbol),
     h("b", {"data-name": extensionOf(nameOf(item)).toUpperCase()}),
     h("span", {dir: "auto"}, nameOf(item)));
@@ -17875,9 +17878,9 @@ function drawEmpty() {
   }
 }
 
-function showEmpty(symbol, title, how, action = "") {
+function showEmpty(symbol, title, hint, action = "") {
   $("empty").hidden = false;
-  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, how && t(how)),
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, hint && t(hint)),
     action);
 }
 
@@ -20187,11 +20190,13 @@ class RecordImporter:
     def run(self) -> Iterator[tuple[str, Result]]:
         """Take in all rows, and yield what becomes of each."""
         need_disks(self._app.users, self._app.entities)
-        takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
-        names = ("user", "collection", "media", "entity")
-        for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
+        importers = {
+            "user": self._import_user, "collection": self._import_collection,
+            "media": self._import_media, "entity": self._import_entity,
+        }  # fmt: skip
+        for table, (name, import_row) in zip(SOURCE_TABLES, importers.items(), strict=False):
             for row in self._tables[table]:
-                yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+                yield from attempt(f"{name} {row['id']}", functools.partial(import_row, row))
         for id in self._histories.keys() - {row["id"] for row in self._tables["entities"]}:
             yield f"entity {id}", Result("left", "it was deleted there")
         rows = itertools.chain.from_iterable(self._tables.values())
@@ -20199,7 +20204,7 @@ class RecordImporter:
         source, found = Path(self._origin.path), set(filter(None, named))
         yield from report_rest(source, found, is_media_name, "no record names it")
 
-    def _take_user(self, row: Row) -> Result:
+    def _import_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
         known, joined = users.find(email), read_time(row["date_joined"])
         if (
@@ -20244,7 +20249,7 @@ class RecordImporter:
             raise NotImported(problem)
         return self._users[id]
 
-    def _take_collection(self, row: Row) -> Result:
+    def _import_collection(self, row: Row) -> Result:
         id = str(uuid.UUID(row["id"]))
         if self._index.collections.is_known(id):
             return Result("here", row["name"])
@@ -20254,7 +20259,7 @@ class RecordImporter:
         self._write(lambda db: self._index.collections.put(db, collection))
         return Result("new", row["name"])
 
-    def _take_media(self, row: Row) -> Result:
+    def _import_media(self, row: Row) -> Result:
         id = str(uuid.UUID(row["id"]))
         if self._index.media.is_known(id):
             return Result("here", row["name"])
@@ -20283,7 +20288,7 @@ class RecordImporter:
         self._write(put)
         return Result("new", f"{row['name']}: {self._describe_file(row.get('file'), path)}")
 
-    def _take_entity(self, row: Row) -> Result:
+    def _import_entity(self, row: Row) -> Result:
         id, history = row["id"], self._history(row)
         known = self._index.entities.get(id)
         if known and known.added == read_time(row["added_date"]):
@@ -20294,7 +20299,7 @@ class RecordImporter:
         self._check_entity(id, sha256)
         files: dict[str | None, Located | None] = {}
         for each in () if self._is_trial else history:
-            files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
+            files[each["file_path"]] = self._import_content(each["file_path"], each["md5"])
 
         def put(db: Database) -> None:
             self._check_entity(id, sha256, db)  # the server may have been faster
@@ -20323,10 +20328,10 @@ class RecordImporter:
     def _check_entity(self, id: int, sha256: str, db: Database | None = None) -> None:
         if self._index.entities.get(id, db=db):
             raise NotImported("another entity has its id here")
-        if sha256 and (holder := self._index.entities.holder(sha256, db)):
+        if sha256 and (holder := self._index.entities.with_content(sha256, db)):
             raise NotImported(f"entity {holder} has the same content")
 
-    def _take_content(self, name: str | None, md5: str | None) -> Located | None:
+    def _import_content(self, name: str | None, md5: str | None) -> Located | None:
         """Copy what an entity has or had, unless it is gone."""
         path = self._find(name)
         folder = self._app.entities

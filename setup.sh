@@ -269,16 +269,16 @@ def found(path, which):
     if not (text := read(path)):
         return
     ms = load()
-    known = {name.upper(): how for name, how in ms.SETTINGS.items()}
+    known = {name.upper(): setting for name, setting in ms.SETTINGS.items()}
     for name, value in ms.parse_dotenv(text, {}).items():
-        how = known.get(name)
-        if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):
+        setting = known.get(name)
+        if setting is None or not setting.environment or not value or "\n" in value or (which == "secrets" and not setting.secret):
             continue
-        if how.parse is ms.parse_path or (how.parse is ms.parse_place and "://" not in value):
+        if setting.parse is ms.parse_path or (setting.parse is ms.parse_place and "://" not in value):
             value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
             value = os.path.normpath(value)
         try:
-            how.parse(value)
+            setting.parse(value)
         except ValueError as error:
             sys.exit(f"setup: {name}: {error}")
         print(name, value)

@@ -623,8 +623,8 @@ def start(tmp_path: Path, forks: None) -> Iterator[Callable[..., Server]]:
         environment = {k if k == "cwd" else k.upper(): v for k, v in environment.items()}
         storage = Path(environment.pop("STORAGE", tmp_path / "pictures"))
         is_forked = is_forked and not {"LD_PRELOAD", "PYTHONPATH"} & {*environment}
-        how: Any = {"is_forked": is_forked, "constants": constants}
-        running.append(Server(storage, *options, **how, **environment))
+        more: Any = {"is_forked": is_forked, "constants": constants}
+        running.append(Server(storage, *options, **more, **environment))
         return running[-1]
 
     yield start_server
@@ -697,18 +697,20 @@ SAMPLE_TEXTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "how"), ms.SETTINGS.items(), ids=ms.SETTINGS)
-def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(settings_of, name, how):
-    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(how.default, kind)]
+@pytest.mark.parametrize(("name", "spec"), ms.SETTINGS.items(), ids=ms.SETTINGS)
+def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(
+    settings_of, name, spec
+):
+    fitting = [text for kind, text in SAMPLE_TEXTS.items() if isinstance(spec.default, kind)]
     text = SAMPLE_SETTINGS.get(name) or fitting[0]
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     for spelled in {name, name.replace("_", "-"), name.replace("_", "-", 1)}:
         arguments = ["--storage_dir", "/s", f"--{spelled}", text]
-        if how.secret:
+        if spec.secret:
             with pytest.raises(SystemExit, match=r"^2$"):
                 settings_of(*arguments)
         else:
-            assert getattr(settings_of(*arguments, **keys), name) == how.parse(text), spelled
+            assert getattr(settings_of(*arguments, **keys), name) == spec.parse(text), spelled
 
 
 @pytest.mark.parametrize(
@@ -1046,8 +1048,8 @@ def test_help_explains_every_setting_and_command(tmp_path):
     ended = run_program("--help", cwd=tmp_path)
     assert ended.returncode == 0
     words = " ".join(ended.stdout.split())
-    for name, how in ms.SETTINGS.items():
-        told = [name.upper()] if how.secret else [f"--{name}", how.help]
+    for name, setting in ms.SETTINGS.items():
+        told = [name.upper()] if setting.secret else [f"--{name}", setting.help]
         assert [each for each in told if each not in words] == []
     assert [name for name in ms.COMMANDS if name not in words] == []
 
@@ -2757,8 +2759,8 @@ CAMERA = {
     "model": "Box 1", "latitude": -33.5, "longitude": 151.25, "altitude": 58.0,
 }  # fmt: skip
 SMALL = {"width": 40, "height": 30}
-FILM = {"width": 640, "height": 360, "duration": 3.0}
-FILMED = FILM | {"created": MADE, "created_source": "container"}
+VIDEO = {"width": 640, "height": 360, "duration": 3.0}
+DATED_VIDEO = VIDEO | {"created": MADE, "created_source": "container"}
 XMP = b'<rdf:Description xmp:CreateDate="2019-05-04T05:02:01+02:00"/>'
 XMP_MADE = {"created": MADE, "created_source": "xmp"}
 PROFILE = b"\nexif\n%8d\n%b\n" % (len(exif_tiff()) + 6, (b"Exif\0\0" + exif_tiff()).hex().encode())
@@ -2831,39 +2833,40 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                 SMALL | {"orientation": 6}),
     "JPEG 2000": (box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 ", bytes(4))
                   + box(b"jp2h", box(b"ihdr", struct.pack(">II", 30, 40))), "image/jp2", SMALL),
-    "MP4": (mp4_of(), "video/mp4", FILMED | {"orientation": 1}),
-    "MP4, turned": (mp4_of(movie=moov(8)), "video/mp4", FILMED | {"orientation": 8}),
-    "MP4, fragmented": (fragmented(), "video/mp4", FILM),
-    "M4V": (mp4_of(b"M4V "), "video/x-m4v", FILMED),
-    "3GP": (mp4_of(b"3gp5"), "video/3gpp", FILMED),
+    "MP4": (mp4_of(), "video/mp4", DATED_VIDEO | {"orientation": 1}),
+    "MP4, turned": (mp4_of(movie=moov(8)), "video/mp4", DATED_VIDEO | {"orientation": 8}),
+    "MP4, fragmented": (fragmented(), "video/mp4", VIDEO),
+    "M4V": (mp4_of(b"M4V "), "video/x-m4v", DATED_VIDEO),
+    "3GP": (mp4_of(b"3gp5"), "video/3gpp", DATED_VIDEO),
     "MOV": (quicktime(), "video/quicktime",
-            FILMED | {"orientation": 6, "make": "Acme", "latitude": -33.5, "altitude": 58.0}),
-    "MOV without ftyp": (box(b"wide") + moov(), "video/quicktime", FILMED),
-    "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
-    "WebM": (matroska(b"webm"), "video/webm", FILMED),
-    "Matroska, tracks behind the clusters": (matroska_from_behind(), "video/x-matroska", FILMED),
+            DATED_VIDEO | {"orientation": 6, "make": "Acme", "latitude": -33.5, "altitude": 58.0}),
+    "MOV without ftyp": (box(b"wide") + moov(), "video/quicktime", DATED_VIDEO),
+    "Matroska": (matroska(b"matroska"), "video/x-matroska", DATED_VIDEO),
+    "WebM": (matroska(b"webm"), "video/webm", DATED_VIDEO),
+    "Matroska, tracks behind the clusters":
+        (matroska_from_behind(), "video/x-matroska", DATED_VIDEO),
     "Matroska, audio": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
     "WebM, audio": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
     "AVI": (avi(), "video/x-msvideo",
-            FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
-    "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
-    "MPEG-TS": (transport(MPEG2_SIZE), "video/mp2t", FILM | {"duration": 4.0, "created": None}),
+            VIDEO | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
+    "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", VIDEO),
+    "MPEG-TS": (transport(MPEG2_SIZE), "video/mp2t", VIDEO | {"duration": 4.0, "created": None}),
     "HEVC": (transport(HEVC_SIZE), "video/mp2t", {"width": 638, "height": 358}),
     "AVCHD": (transport(AVCHD_TIME + H264_SIZE, bytes(4)), "video/mp2t",
-              FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
+              DATED_VIDEO | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
     "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
-                FILM),
+                VIDEO),
     "MPEG-PS, a start by chance": (
         PS + pes(0, MPEG2_SIZE) + PS + pes(180_000)
         + bytes.fromhex("000001C0 0123 8080 05 2F FFFF FFFF") + bytes(999), "video/mpeg",
-        FILM | {"duration": 4.0}),
-    "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
+        VIDEO | {"duration": 4.0}),
+    "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", DATED_VIDEO),
     "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
-    "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
+    "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", VIDEO),
     "FLV, live": (flv(), "video/x-flv", {"duration": 3.0}),
-    "MP4, indexed fragments": (many_fragments("mfra"), "video/mp4", FILM | {"duration": 8000.0}),
-    "MP4, listed fragments": (many_fragments("sidx"), "video/mp4", FILM | {"duration": 8000.0}),
-    "MP4, many fragments": (many_fragments(), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, indexed fragments": (many_fragments("mfra"), "video/mp4", VIDEO | {"duration": 8000.0}),
+    "MP4, listed fragments": (many_fragments("sidx"), "video/mp4", VIDEO | {"duration": 8000.0}),
+    "MP4, many fragments": (many_fragments(), "video/mp4", VIDEO | {"duration": 8000.0}),
     "AMR": (b"#!AMR\n" + (b"\x3c" + bytes(31)) * 150, "audio/amr", {"duration": 3.0}),
     "AMR, wideband": (b"#!AMR-WB\n" + (b"\x44" + bytes(60)) * 150, "audio/amr",
                       {"duration": 3.0}),
@@ -3352,7 +3355,7 @@ def test_all_that_wait_for_one_commit_are_written_once_a_full_disk_has_room(tmp_
     with contextlib.closing(ms.open_index(tmp_path / "index")) as index:
         pages = index._writer.execute("PRAGMA page_count").fetchone()[0]
         index._writer.execute(f"PRAGMA max_page_count = {pages}")
-        index.spare.give_up = lambda: index._writer.execute("PRAGMA max_page_count = 100000")
+        index.spare.release = lambda: index._writer.execute("PRAGMA max_page_count = 100000")
         insert = "REPLACE INTO meta VALUES (?, ?)"
         values = [("first", "1"), ("large", "0" * 100_000), ("last", "1")]
         changes = [
@@ -3431,7 +3434,7 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
     assert by in count
     assert by in page
     assert "TEMP B-TREE" not in page
-    (found,) = plans(index, lambda: index.entities.many([1, 2], None))
+    (found,) = plans(index, lambda: index.entities.get_many([1, 2], None))
     assert "SEARCH entity USING INTEGER PRIMARY KEY" in found
     assert "SEARCH asset USING PRIMARY KEY" in found
 
@@ -3569,8 +3572,8 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     held = tmp_path / "index-spare"
     spare.hold()
     assert (held.stat().st_size, spare.missed_at) == (ms.SPARE_BYTES, None)
-    assert spare.give_up()
-    assert (held.exists(), spare.missed_at is None, spare.give_up()) == (False, False, False)
+    assert spare.release()
+    assert (held.exists(), spare.missed_at is None, spare.release()) == (False, False, False)
     spare.hold()
     assert (held.exists(), spare.missed_at is None) == (False, False)
     monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
@@ -3645,7 +3648,7 @@ def test_uses_of_a_token_are_forgotten_once_it_has_expired(index):
     first = ms.Grant(frozenset(), 10.0, uses=1, id="a")
     second = ms.Grant(frozenset(), 20.0, uses=2, id="b")
     uses = [(first, 5.0), (first, 6.0), (second, 7.0), (second, 15.0), (second, 16.0)]
-    taken = [index.token_uses.take(grant, now) for grant, now in uses]
+    taken = [index.token_uses.consume(grant, now) for grant, now in uses]
     assert taken == [True, False, True, True, False]
     assert [index.token_uses.is_used(id) for id in "ab"] == [False, True]
 
@@ -3726,20 +3729,20 @@ def test_an_error_is_told_even_where_what_was_begun_cannot_be_undone():
         raise ValueError("why")
 
 
-@pytest.mark.parametrize("how", ["", "pauses", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("fault", ["", "pauses", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, how):
-    if how == "short buffers":
+def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, fault):
+    if fault == "short buffers":
         monkeypatch.setattr(ms, "MAX_WRITE_BUFFERS", 0)
-    elif how and how != "pauses":
-        monkeypatch.setattr(ms.io, "FileIO", refuse_direct(how))
+    elif fault and fault != "pauses":
+        monkeypatch.setattr(ms.io, "FileIO", refuse_direct(fault))
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = (png_of(200) + random.Random(size).randbytes(size))[:size]
     receiving = folder.begin(ms.Limit(size, ""), md5=True)
     for piece in in_pieces(content):
         receiving.feed(piece)
-        if how == "pauses":
+        if fault == "pauses":
             receiving.pause()
             assert len(buffers._spare) == buffers._made
     incoming = receiving.finish()
@@ -5761,21 +5764,21 @@ def failing(call: Callable[..., Any], error: Exception, *when: Any) -> Callable[
 
 
 @pytest.mark.parametrize(
-    ("how", "error"),
+    ("change", "error"),
     [
         ("renamed", None), ("pipe", FileNotFoundError), ("link", OSError),
         ("folder", FileNotFoundError),
     ],
 )  # fmt: skip
-def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how, error):
+def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, change, error):
     path = decoding.path
-    if how == "renamed":
+    if change == "renamed":
         (path / "b.png").rename(path / "a.png")
     else:
         (path / "a.png").rename(tmp_path / "outside.png")
-        if how == "pipe":
+        if change == "pipe":
             os.mkfifo(path / "a.png")
-        elif how == "link":
+        elif change == "link":
             (path / "a.png").symlink_to(tmp_path / "outside.png")
         else:
             (path / "a.png").mkdir()
@@ -7395,7 +7398,7 @@ class EchoService:
             return ms.Response(200, {}, body, source)
         return echo if head.has_body else echo.finish()
 
-    def inline(self, head, turn):
+    def inline(self, head, iteration):
         return None
 
     def is_prompt(self, head):
@@ -7415,7 +7418,7 @@ class EchoService:
 
 
 def close_bare(server: ms.Server) -> None:
-    for connection in server.connections.within(*ms.WAITS):
+    for connection in server.connections.in_states(*ms.WAITS):
         server.connections.enter(connection, ms.State.CLOSED)
     for item in (server._alarm, server.wakeup, server._selector):
         item.close()
@@ -7483,7 +7486,7 @@ def post(path: str, length: int, *fields: str) -> bytes:
 
 
 def states(server: ms.Server) -> Counter[ms.State]:
-    return Counter(connection.state for connection in server.connections.within(*ms.WAITS))
+    return Counter(connection.state for connection in server.connections.in_states(*ms.WAITS))
 
 
 def join(server: ms.Server) -> Raw:
@@ -7583,7 +7586,7 @@ def test_what_comes_behind_a_refused_head_is_read_lest_the_answer_is_lost(bare_s
 
 def test_a_request_that_is_worked_on_has_no_deadline(bare_server):
     with join(bare_server) as raw:
-        (connection,) = bare_server.connections.within(ms.State.HEAD)
+        (connection,) = bare_server.connections.in_states(ms.State.HEAD)
         raw.send(get_line("/wait"))
         wait_until(lambda: bare_server.connections.in_flight == 1)
         connection.deadline = 0.0  # that of the head
@@ -7625,7 +7628,7 @@ def test_what_comes_of_a_body_earns_time_for_the_rest(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MIN_RATE", 10 / DEADLINE)
     with Raw(bare_server) as raw:
         raw.send(post("/a", 20))
-        (body,) = wait_until(lambda: bare_server.connections.within(ms.State.BODY))
+        (body,) = wait_until(lambda: bare_server.connections.in_states(ms.State.BODY))
         due = body.due
         raw.send(bytes(10))
         assert wait_until(lambda: body.due - due) == pytest.approx(DEADLINE)
@@ -7797,7 +7800,7 @@ def test_a_connection_whose_request_was_there_before_it_was_taken_in_is_kept(
 ):
     begun, going_on = threading.Event(), threading.Event()
 
-    def inline(head: ms.RequestHead, turn: int) -> ms.Response:
+    def inline(head: ms.RequestHead, iteration: int) -> ms.Response:
         begun.set()
         assert head.path != "/wait" or going_on.wait(DEADLINE)
         return ms.Response()
@@ -8396,11 +8399,11 @@ def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
         for number in range(2):
             assert failures.begin(f"{number}", limits, later)
             failures.end(f"{number}", None)
-        assert failures.closed_for(limits, later)
-        assert not failures.closed_for(limits, now)
+        assert failures.retry_after(limits, later)
+        assert not failures.retry_after(limits, now)
         assert failures.begin("now", limits, now)
         failures.end("now", None)
-        assert not failures.closed_for(limits, now + 1)
+        assert not failures.retry_after(limits, now + 1)
 
 
 def test_what_a_clock_that_was_wrong_has_written_keeps_no_file_and_nobody_out(start, tmp_path):
@@ -9516,8 +9519,8 @@ def mount(tmp_path) -> Iterator[Callable[..., Path]]:
 
     def make_mount(place: Path, source: Path | None = None) -> Path:
         place.mkdir(parents=True, exist_ok=True)
-        how = ["--bind", source] if source else ["-t", "tmpfs", "-o", "size=16m", "tmpfs"]
-        done = subprocess.run(["mount", *how, place], capture_output=True, check=False)
+        options = ["--bind", source] if source else ["-t", "tmpfs", "-o", "size=16m", "tmpfs"]
+        done = subprocess.run(["mount", *options, place], capture_output=True, check=False)
         if done.returncode:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(done.stderr.decode())
         mounted.append(place)
@@ -10324,9 +10327,9 @@ def test_threads_that_want_the_same_rendition_all_get_the_verdict_of_the_first()
         return ms.Outcome.IMPOSSIBLE
 
     with ThreadPoolExecutor(4) as pool:
-        made = [pool.submit(thumbnails._once, "a", make)]
+        made = [pool.submit(thumbnails._make_once, "a", make)]
         asked.acquire()
-        made += [pool.submit(thumbnails._once, "a", make) for _ in range(3)]
+        made += [pool.submit(thumbnails._make_once, "a", make) for _ in range(3)]
         wait_until(lambda: len(thumbnails._making["a"].done._cond._waiters) == 3)
         go.set()
         assert [future.result() for future in made] == [ms.Outcome.IMPOSSIBLE] * 4
@@ -12057,16 +12060,16 @@ def test_a_refused_upload_leaves_nothing_behind(django, content, texts, field):
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 def test_a_new_file_replaces_the_old_one(server, django, method):
-    old, sound = django.upload(png())[1], wav()
+    old, audio = django.upload(png())[1], wav()
     path = f"{MEDIA}{old['id']}/"
-    status, new = django.upload(sound, "b.wav", method, path)
-    assert (status, new["id"], new["type"], new["size"]) == (200, old["id"], "audio", len(sound))
+    status, new = django.upload(audio, "b.wav", method, path)
+    assert (status, new["id"], new["type"], new["size"]) == (200, old["id"], "audio", len(audio))
     assert [file.name for file in django.files()] == ["b.wav"]
     assert django.call("PATCH", path, {"type": "image"})[0] == 400
     status, value = django.call("PUT", path, {"name": "z", "size": 1, "storage_path": "s"})
-    assert (status, value["size"], value["storage_path"]) == (200, len(sound), new["storage_path"])
+    assert (status, value["size"], value["storage_path"]) == (200, len(audio), new["storage_path"])
     assert django.upload(b"text", "c.png", method, path)[0] == 400
-    assert server.get(local(new["file"])).body == sound
+    assert server.get(local(new["file"])).body == audio
 
 
 def test_replacements_at_once_leave_one_file(server, django):
@@ -12467,7 +12470,7 @@ def test_a_created_entity_has_every_field_of_the_document(entities):
             {"create_date": "2019-05-04T03:02:01Z", "type": "video", "duration": 3.0},
         ),
     ],
-    ids=["local time", "with an offset", "no time", "no EXIF", "film"],
+    ids=["local time", "with an offset", "no time", "no EXIF", "video"],
 )
 def test_facts_are_taken_from_the_content(entities, make, fields):
     if fields["create_date"] == "local":
@@ -13743,7 +13746,7 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch, ca
     index.close()
 
 
-@pytest.mark.parametrize("step", ["add", "take"])
+@pytest.mark.parametrize("step", ["add", "acquire"])
 def test_an_upload_that_cannot_begin_leaves_nothing(settings_of, tmp_path, monkeypatch, step):
     """No file, and none of the uploads that its owner may have open: nobody knows its URL."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
@@ -14264,7 +14267,7 @@ def table(kind: bytes, *numbers: int) -> bytes:
 
 
 def told_video(shown: bool = True) -> bytes:
-    """A video with a track of positions between picture and sound; `shown`: or as it is sent."""
+    """A video with a track of positions between picture and audio; `shown`: or as it is sent."""
     hide = (lambda data: data) if shown else (lambda data: bytes(len(data)))
     kept = (lambda kind: kind) if shown else (lambda kind: b"free")
     secret, noted = hide(b"SECRET "), kept(b"udta")
@@ -14284,10 +14287,10 @@ def told_video(shown: bool = True) -> bytes:
     note = box(noted, hide(b"SECRET"))
     picture = box(b"avc1", bytes(12), hide(b"GoPr"), bytes(26), hide(b"SECRET".ljust(32)), b"more")
     # Two channels of two bytes each, though the table says that a sample has one.
-    sound = box(b"sowt", bytes(8), bytes(4), hide(b"GoPr"), struct.pack(">HH", 2, 16), bytes(8))
+    audio = box(b"sowt", bytes(8), bytes(4), hide(b"GoPr"), struct.pack(">HH", 2, 16), bytes(8))
     places = struct.pack(">II", 0, 0)
     start = box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + box(kept(b"free"), hide(b"SECRET"))
-    # before, picture (2 samples), position, sound (2 of 4 bytes), picture, position, sound, after
+    # before, picture (2 samples), position, audio (2 of 4 bytes), picture, position, audio, after
     data = [secret, b"PICTURE1", secret, b"AUDIO1 .", b"PICTURE2", secret, b"AUDI", secret]
     at = list(itertools.accumulate((len(each) for each in data), initial=len(start) + 8))
     gps = track(b"meta", box(b"gpmd", places), (0, 3, 3, 4, 7), (at[2], at[5]))
@@ -14295,7 +14298,7 @@ def told_video(shown: bool = True) -> bytes:
         b"moov", table(b"mvhd", *times, 600),
         box(b"trak", track(b"vide", picture, (0, 3, 4, 4, 8), (at[1], at[4]))),
         box(b"trak", gps) if shown else box(b"free", bytes(len(gps))),
-        box(b"trak", track(b"soun", sound, (1, 3), (at[3], at[6]))),
+        box(b"trak", track(b"soun", audio, (1, 3), (at[3], at[6]))),
         note, box(kept(b"meta"), hide(quicktime())),
     )  # fmt: skip
     mark = box(kept(b"uuid"), hide(b"SECRET OF A MAKER")) + hide(b"SEC")
@@ -14420,10 +14423,10 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
     start, pillow
 ):
     running, image_module = start(), need("PIL.Image")
-    out, film = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
+    out, audio = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
     image_module.effect_noise((60, 40), 50).convert("RGB").save(out, "TIFF", description="SECRET")
     cut = told_picture("JPEG")[0][:-60]  # its end is missing
-    files = {"a.tiff": out.getvalue(), "b.wav": film, "c.jpg": cut, "d.mp4": fragmented()}
+    files = {"a.tiff": out.getvalue(), "b.wav": audio, "c.jpg": cut, "d.mp4": fragmented()}
     fill(running.storage / "f", files)
     running.rescan()
     made = share(running, kind="folder", target="f", strip=True)
@@ -14435,11 +14438,11 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
         (200, "image/jpeg")] * 2  # fmt: skip
     sent = b"".join(answer.body for answer in answers)
     assert b"SECRET" not in sent and b"CameraMaker" not in sent
-    assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
+    assert running.get(f"{local(made['url'])}/{sha256(audio)}").status == 404
     assert running.get(local(made["url"])).json["left_out"] == 1
     page = running.get(local(made["url"]), accept="text/html").body
     assert b"1 files of other types are left out" in page
-    values = {"kind": "file", "target": sha256(film)}
+    values = {"kind": "file", "target": sha256(audio)}
     assert running.call("POST", "/shares", {**values, "strip": True}, OWNER)[0] == 400
     assert running.call("POST", "/shares", values, OWNER)[0] == 201
 
@@ -18393,10 +18396,10 @@ class Machine:
         self.environment = {**BARE_ENVIRONMENT, **commands, "DESTDIR": str(self.root)}
         self.version.write_text("nginx version: nginx/1.22.1\n")
 
-    def setup(self, *options: object, status: int = 0, **how: Any) -> str:
+    def setup(self, *options: object, status: int = 0, **more: Any) -> str:
         self.calls.write_text("")
-        how = {"env": self.environment, **how}
-        code, text = said_by("/bin/sh", self.source / "setup.sh", *options, **how)
+        more = {"env": self.environment, **more}
+        code, text = said_by("/bin/sh", self.source / "setup.sh", *options, **more)
         assert code == status, text
         return text
 
@@ -19281,7 +19284,7 @@ def test_every_command_is_in_the_readme(readme, name):
 def test_the_example_of_a_dotenv_names_real_settings_with_values_that_parse():
     text = (HERE / ".env.example").read_text("utf-8")
     named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
-    table = {name.upper(): how for name, how in ms.SETTINGS.items()}
+    table = {name.upper(): setting for name, setting in ms.SETTINGS.items()}
     assert named
     assert {name for name in named if not table[name].environment} == set()
     assert named >= {"MEDIA_SERVER_SECRET", "AUTH_TOKEN", "STORAGE_DIR"}

@@ -291,24 +291,24 @@ def speed(folder: Path) -> None:
 def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
     made = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        how = rng.randrange(6)
+        damage = rng.randrange(6)
         # most of what is parsed lies at the start and the end
         at = min(len(made) - 1, int(rng.expovariate(1 / 300))) if made else 0
         at = len(made) - 1 - at if rng.random() < 0.2 else at
         at = max(at, 0)
         if not made:
             break
-        if how == 0:
+        if damage == 0:
             made[at] ^= 1 << rng.randrange(8)
-        elif how == 1:
+        elif damage == 1:
             del made[at + 1 :]
-        elif how == 2:
+        elif damage == 2:
             value = rng.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 255, 8, len(made)))
             made[at : at + 4] = value.to_bytes(4, rng.choice(("big", "little")))
-        elif how == 3:
+        elif damage == 3:
             cut = rng.randrange(len(other) + 1)
             made[at : at + rng.randrange(64)] = other[cut : cut + rng.randrange(64)]
-        elif how == 4:
+        elif damage == 4:
             made[at] = rng.choice((0, 255, 127, 128, rng.randrange(256)))
         else:
             made[at:at] = made[at : at + rng.randrange(200)]
