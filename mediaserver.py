@@ -17245,7 +17245,7 @@ function signIn(then = start) {
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
     await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    then();
+    await then();  // the form stays until the list says what may be done
   });
 }
 

@@ -16103,14 +16103,19 @@ TITLE_SHOWN = "document.querySelector('#viewer h2')?.textContent === arguments[0
 RIGHT, ESCAPE, ENTER, TAB = "\ue014", "\ue00c", "\ue007", "\ue004"
 
 
-def sign_in(browser: Browser, key: str) -> None:
+def enter_key(browser: Browser, key: str) -> None:
     browser.click("#account")
     browser.run(
         "const form = document.querySelector('#login form');"
         "form.elements.key.value = arguments[0]; form.requestSubmit()",
         key,
     )
+
+
+def sign_in(browser: Browser, key: str) -> None:
+    enter_key(browser, key)
     browser.see("!document.querySelector('#login').open")
+    browser.see("list.can_write || list.has_account || list.read_only")
 
 
 def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
@@ -16270,6 +16275,22 @@ def test_what_lies_beside_the_folders_is_shown_by_name_too(browser, album):
     headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
     assert browser.see(headings) == "pictures1,a1,a/b2"
     browser.see("document.querySelectorAll('.tile').length === 4")
+
+
+def test_who_signs_in_may_do_all_at_once_when_the_form_is_gone(browser, server):
+    browser.open(server.url + "/gallery")
+    browser.see("list")
+    browser.run(
+        "const get = fetch; window.fetch = (path, options) => !path.includes('/gallery/items') ?"
+        " get(path, options) : new Promise((done) => { go = () => done(get(path, options)); });"
+        "window.go = null"
+    )
+    enter_key(browser, OWNER_KEY)
+    browser.see("go !== null")  # the list is asked for
+    assert browser.run("return document.querySelector('#login').open")
+    browser.run("go()")
+    browser.see("!document.querySelector('#login').open")
+    assert browser.run("return list.can_write")
 
 
 def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
