@@ -18820,18 +18820,20 @@ def parse_command_line(
     """
     parser = build_parser()
     spell = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
-    found, words = parser.parse_known_args([spell(each) for each in arguments if each != "--"])
+    found, words = parser.parse_known_args([spell(each) for each in arguments])
     options = vars(found)
-    named = [name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS]
-    called = COMMANDS[named[0] if named else "serve"]
-    own_parser = called.parser()
+    words = words[1:] if words[:1] == ["--"] else words
+    named = next((count for count in (2, 1) if " ".join(words[:count]) in COMMANDS), 0)
+    called = COMMANDS[" ".join(words[:named]) or "serve"]
     if options.pop("help", False):
-        (own_parser if named else parser).print_help()
+        (called.parser() if named else parser).print_help()
         parser.exit()
-    values, left = own_parser.parse_known_args(words[len(called.name.split()) if named else 0 :])
-    if left[:1] and left[0].startswith("-"):
-        whose = f"{called.name} (a command's own follow its name)"
-        parser.error(f"{left[0]}: is no option of {whose}; --help lists them")
+    values, unread = called.parser().parse_known_args(words[named:])
+    left = [word for word in unread if word != "--"]
+    for word in left:
+        if word.startswith("-"):
+            whose = f"{called.name} (a command's own follow its name)"
+            parser.error(f"{word}: is no option of {whose}; --help lists them")
     if "storage_dir" not in options and left and parse_path(left[-1]).is_dir():
         options["storage_dir"] = left.pop()  # as people type it; a command's name comes first
     if left and "storage_dir" in options and parse_path(left[-1]).is_dir():

@@ -934,6 +934,26 @@ def test_a_folder_may_stand_alone(settings_of, capsys, monkeypatch):
     assert "one folder too many" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["user", "disable", "--", "-jane"], "-jane"),
+        (["user", "disable", "jane", "--"], "jane"),
+        (["--", "user", "disable", "jane"], "jane"),
+    ],
+)
+def test_what_follows_two_dashes_is_a_word(settings_of, words, name):
+    run, _ = ms.parse_command_line(["--storage_dir", "x", *words])
+    assert run.keywords == {"name": name}
+
+
+def test_two_dashes_keep_a_folder_from_being_the_value_of_a_flag(settings_of):
+    Path("Pictures").mkdir()
+    settings = settings_of("--slugify_filenames", "--", "Pictures")
+    assert settings.slugify_filenames
+    assert settings.storage_dir == Path("Pictures").absolute()
+
+
 @pytest.mark.parametrize("words", [["Picture"], ["user"], ["usr", "list"]], ids=" ".join)
 def test_words_that_are_neither_folder_nor_command_are_told_the_commands(
     settings_of, capsys, words
@@ -17143,6 +17163,8 @@ def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
         (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
         (["token", "--json"], 2, "--json: is no option of token"),
         (["--json", "verify"], 2, "a command's own follow its name"),
+        (["token", ".", "--json"], 2, "--json: is no option of token"),
+        (["verify", "--jso"], 2, "--jso: is no option of verify"),
         (["user", "grant", "x"], 2, "required: PERMISSION"),
         (["migrate", "videos", "--to", "/x"], 2, "invalid choice: 'videos'"),
         (["/"], 2, "/ is one folder too many"),
