@@ -17011,9 +17011,8 @@ def test_verify_tells_how_far_it_is_in_one_line_of_a_terminal_or_in_plain_ones(
     monkeypatch.setattr(ms, "PROGRESS_SECONDS" if is_terminal else "LINE_SECONDS", 0)
     terminal, own = os.openpty()
     with open(own, "w", encoding="utf-8") as screen:
-        if is_terminal:
-            monkeypatch.setattr(sys, "stderr", screen)
-        run_here("verify", running.storage)
+        with contextlib.redirect_stderr(screen if is_terminal else sys.stderr):
+            run_here("verify", running.storage)
         said = capsys.readouterr().err
         print("end", file=screen, flush=True)
         while is_terminal and not said.endswith("end\r\n"):
