@@ -5993,6 +5993,12 @@ def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     assert noted == (ms.FACTS_VERSION if problem == "one is gone" else "1")
 
 
+def test_a_folder_that_was_never_there_has_no_files_to_be_read_again(scanning):
+    scanning.path.rmdir()
+    scanning.scanner._renew_facts()
+    assert scanning.index.get_meta("facts version") == ms.FACTS_VERSION
+
+
 @pytest.mark.parametrize("look", [ms.Folder.is_there, lambda folder: not folder.is_missing()])
 def test_a_root_is_there_where_another_process_stores_its_first_file_meanwhile(tmp_path, look):
     def is_new() -> bool:
