@@ -8716,8 +8716,6 @@ class Scanner:
 
     def scan(self) -> bool:
         """Bring the index in step with the disk once; return whether everything was seen."""
-        if self._stopping:
-            return True
         before, began = self.progress.get(), time.monotonic()
         self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
         with undoing(lambda: self.progress.set(self.progress.get()._replace(running=False))):
