@@ -3591,6 +3591,12 @@ def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch,
     assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
 
 
+def test_where_sqlite_can_make_no_file_is_named_as_a_setting_that_is_wrong(tmp_path):
+    (tmp_path / f"{ms.INDEX_NAME}-wal").mkdir()
+    with pytest.raises(ms.SettingError, match="the index cannot be opened"):
+        ms.open_index(tmp_path / ms.INDEX_NAME)
+
+
 def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
     index.copy_to(tmp_path / "copy")
     index.write(lambda db: index.users.add(db, an_account(), 0.0))
@@ -10013,7 +10019,13 @@ def test_thumbnails_of_private_pictures_lie_apart(start):
     assert running.get(path, **READER).status == 200
     assert running.get(path).status == 404
     assert running.get(f"/thumbnail/{public}").status == 200
-    assert [p.stem for p in (running.storage / ".thumbnails").glob("*.png")] == [public]
+    thumbnails = running.storage / ".thumbnails"
+    assert [p.stem for p in thumbnails.glob("*.png")] == [public]
+    running.stop()
+    (thumbnails / f"{sha256(private)}.png").write_bytes(b"public, as it was before")
+    running = start()
+    assert [p.stem for p in thumbnails.glob("*.png")] == [public]
+    assert running.get(path, **READER).status == 200
 
 
 def png_size(content: bytes) -> tuple[int, int]:
@@ -17422,6 +17434,7 @@ def test_a_copy_of_the_index_knows_nothing_of_one_that_was_there(tmp_path):
             copy.set_meta("word", "of a copy that was killed")
             left = (tmp_path / "copy-wal").read_bytes()
         (tmp_path / "copy-wal").write_bytes(left)
+        (tmp_path / "copy.new").write_bytes(b"begun")
         index.copy_to(tmp_path / "copy")
     with contextlib.closing(ms.Index(tmp_path / "copy")) as copy:
         assert copy.get_meta("word") == "old"
