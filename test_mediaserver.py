@@ -3816,6 +3816,18 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         assert files_below(tmp_path) == {"sub/a.png"}
 
 
+def note_synced(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The inodes that are made durable from now on."""
+    synced, real = set[int](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return synced
+
+
 def arrive(folder: ms.Folder, content: bytes, md5: bool = False) -> ms.Incoming:
     """A file of a folder that has come whole."""
     receiving = folder.begin(ms.Limit(len(content), ""), md5)
@@ -3961,9 +3973,11 @@ def test_files_come_to_another_disk_below_the_root_and_go_from_there(tmp_path, m
         real(place, target)
 
     monkeypatch.setattr(ms.Place, "link", link)
+    synced = note_synced(monkeypatch)
     content = random.Random(1).randbytes(300_000)
     incoming = arrive(folder, content)
     assert folder.keep(incoming, ["usb/a.png"]) == "usb/a.png"
+    assert (tmp_path / "usb/a.png").stat().st_ino in synced
     incoming.discard(undo=False)
     assert files_below(tmp_path) == {"usb/a.png"}
     assert (tmp_path / "usb/a.png").read_bytes() == content
@@ -3974,6 +3988,45 @@ def test_files_come_to_another_disk_below_the_root_and_go_from_there(tmp_path, m
     with folder.removing(["usb/a.png"]):
         pass
     assert files_below(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "size", "has_room"), [(100, 7, True), (100, 8, False), (0, 8, True)]
+)
+def test_a_file_has_room_where_the_reserve_stays_free_or_nothing_is_told_of_the_disk(
+    monkeypatch, blocks, size, has_room
+):
+    disk = types.SimpleNamespace(f_blocks=blocks, f_frsize=1, f_bavail=10)
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: disk)
+    with contextlib.nullcontext() if has_room else pytest.raises(OSError, match="No space left"):
+        ms.need_room(0, size, 3)
+
+
+def test_a_system_without_proc_tells_of_no_mount_points(monkeypatch):
+    def read_bytes(path: Path) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    assert ms.mounts_below("/")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert ms.mounts_below("/") == frozenset()
+
+
+def test_a_folder_that_is_another_one_now_takes_no_file_before_its_root_is_known(tmp_path):
+    root = tmp_path / "images"
+    folder = ms.Folder("images", root, make=True, buffers=ms.WriteBuffers(), is_new=lambda: False)
+    (root / ".incoming").mkdir(parents=True)
+    with folder.resolve("in/a.png", make=True):
+        root.rename(tmp_path / "away")
+    (root / "in").mkdir(parents=True)
+    with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        folder.resolve("in/b.png", make=True)
+
+
+@pytest.mark.parametrize("shares", [{b"proc"}, {b"nfs4"}])
+def test_a_share_is_told_by_the_type_of_its_file_system(monkeypatch, shares):
+    monkeypatch.setattr(ms, "REMOTE_FILE_SYSTEMS", shares)
+    is_remote = ms.is_remote.__wrapped__(os.stat("/proc").st_dev)
+    assert is_remote is (b"proc" in shares)
 
 
 def test_two_requests_cannot_go_on_with_one_file(tmp_path):
@@ -4344,6 +4397,33 @@ def test_the_token_of_a_session_goes_along_and_is_signed(no_waits):
 def fake_bucket(folder: Path, store: FakeStore) -> Any:
     place = ms.S3Place("bucket", "")
     return ms.Bucket("images", folder, place, store.client, buffers=ms.WriteBuffers(), make=True)
+
+
+def test_a_store_that_ends_a_connection_while_it_is_made_is_away(no_waits, monkeypatch):
+    def connect(connection: http.client.HTTPConnection) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    client = ms.S3Client("http://127.0.0.1:9", ms.Signer(*S3_KEYS, "us-east-1"))
+    with pytest.raises(ms.Unavailable):
+        client.call(S3_GET)
+
+
+def test_an_object_is_sent_when_its_note_is_durable(no_waits, tmp_path, monkeypatch):
+    synced, sent = note_synced(monkeypatch), list[str]()
+
+    def send(incoming: ms.Incoming, name: str, *_: object) -> None:
+        notes = [path for path in tmp_path.rglob("*") if path.name.endswith(ms.NOTE)]
+        assert [path.stat().st_ino in synced for path in notes] == [True]
+        sent.append(name)
+
+    with FakeStore(s3_answer("404 Not Found")) as store:
+        bucket = fake_bucket(tmp_path, store)
+        monkeypatch.setattr(bucket, "_send", send)
+        incoming = arrive(bucket, b"content")
+        assert bucket.keep(incoming, ["a.png"]) == "a.png"
+        incoming.discard(undo=False)
+    assert sent == ["a.png"]
 
 
 def test_a_whole_object_in_a_ranges_place_is_not_taken_for_it(no_waits, tmp_path):
