@@ -7695,6 +7695,15 @@ def test_what_comes_of_a_body_earns_time_for_the_rest(bare_server, monkeypatch):
         assert raw.answer().status == 200
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_who_sends_a_body_at_once_is_not_told_to_go_on(bare_server, count):
+    with Raw(bare_server) as raw:
+        raw.send(post("/a", 5, "Expect: 100-continue") + b"hello"[:count])
+        raw.send(b"hello"[count:])
+        answer = raw.answer()
+        assert (answer.status, answer.body) == (200, b"/ahello")
+
+
 @pytest.mark.parametrize("most", ["client", "all"])
 def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
