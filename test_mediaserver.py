@@ -7695,6 +7695,18 @@ def test_what_comes_of_a_body_earns_time_for_the_rest(bare_server, monkeypatch):
         assert raw.answer().status == 200
 
 
+def test_a_body_that_is_on_its_way_at_a_stop_is_taken_and_answered(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "LAST_REQUEST_SECONDS", 0)
+    with Raw(bare_server) as raw:
+        raw.send(post("/a", 5) + b"he")
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        bare_server.stop()
+        bare_server.wake()
+        wait_until(lambda: bare_server.socket.fileno() < 0)
+        raw.send(b"llo")
+        assert raw.answer().body == b"/ahello"
+
+
 @pytest.mark.parametrize("count", [2, 5])
 def test_who_sends_a_body_at_once_is_not_told_to_go_on(bare_server, count):
     with Raw(bare_server) as raw:
