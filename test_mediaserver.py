@@ -10491,6 +10491,13 @@ def test_puts_of_one_name_at_once_overwrite_nothing(server):
         assert (server.storage / answer.json["file_path"]).read_bytes() == content
 
 
+def test_a_list_may_be_kept_by_who_asks_with_its_etag_and_other_json_by_nobody(server):
+    kept, other = server.get("/list"), server.get("/health")
+    assert "no-store" not in str(kept.headers["Cache-Control"])
+    assert server.get("/list", If_None_Match=kept.headers["ETag"]).status == 304
+    assert other.headers["Cache-Control"] == "no-store"
+
+
 def test_closed_reads_are_answered_for_no_shared_cache(read_closed):
     made = read_closed.upload(png()).json
     assert read_closed.get(f"/image/{made['sha256']}").status == 401
