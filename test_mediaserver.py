@@ -5045,6 +5045,7 @@ def test_a_profile_for_other_colours_than_the_picture_has_is_passed_over(
     [
         ("png", b"", b"gAMA" + struct.pack(">I", 100_000), 100, 168),  # linear
         ("png", b"", b"gAMA" + struct.pack(">I", 45_455), 100, 100),
+        ("png", b"", b"cICP\x0c\x0d\0\1", 100, 100),  # Display P3, with the curve of sRGB
         ("png", b"", b"cICP\x09\x10\0\1", 148, 249),  # graphics white of PQ and HLG
         ("png", b"", b"cICP\x09\x12\0\1", 191, 249),
         ("png", b"", b"cICP\x09\x12\0\1", 128, 153),
