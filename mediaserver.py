@@ -7701,9 +7701,8 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
     while not silent or os.getppid() == server:
         while running and os.waitpid(-1, 0 if running >= most else os.WNOHANG)[0]:
             running -= 1
-        if not select.select([host], [], [], REAP_SECONDS if running or silent else None)[0]:
-            continue
-        with contextlib.suppress(BlockingIOError):  # a decoder was quicker
+        select.select([host], [], [], REAP_SECONDS if running or silent else None)
+        with contextlib.suppress(BlockingIOError):  # none came, or a decoder was quicker
             if not host.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 return
             decoders = decoders or Decoders(load_pillow(), ffmpeg)
@@ -8723,8 +8722,6 @@ class Scanner:
 
     def scan(self) -> bool:
         """Bring the index in step with the disk once; return whether everything was seen."""
-        if self._stopping:
-            return True
         before, began = self.progress.get(), time.monotonic()
         self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
         with undoing(lambda: self.progress.set(self.progress.get()._replace(running=False))):

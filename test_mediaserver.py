@@ -3614,6 +3614,12 @@ def test_of_a_disk_that_has_hardly_any_space_none_is_kept(tmp_path, monkeypatch,
     assert (spare.missed_at is not None, [*tmp_path.iterdir()]) == (True, [])
 
 
+def test_where_sqlite_can_make_no_file_is_named_as_a_setting_that_is_wrong(tmp_path):
+    (tmp_path / f"{ms.INDEX_NAME}-wal").mkdir()
+    with pytest.raises(ms.SettingError, match="the index cannot be opened"):
+        ms.open_index(tmp_path / ms.INDEX_NAME)
+
+
 def test_an_index_and_its_copies_are_for_their_owner_alone(index, tmp_path):
     index.copy_to(tmp_path / "copy")
     index.write(lambda db: index.users.add(db, an_account(), 0.0))
@@ -3833,6 +3839,18 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         assert files_below(tmp_path) == {"sub/a.png"}
 
 
+def note_synced(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The inodes that are made durable from now on."""
+    synced, real = set[int](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return synced
+
+
 def arrive(folder: ms.Folder, content: bytes, md5: bool = False) -> ms.Incoming:
     """A file of a folder that has come whole."""
     receiving = folder.begin(ms.Limit(len(content), ""), md5)
@@ -3978,9 +3996,11 @@ def test_files_come_to_another_disk_below_the_root_and_go_from_there(tmp_path, m
         real(place, target)
 
     monkeypatch.setattr(ms.Place, "link", link)
+    synced = note_synced(monkeypatch)
     content = random.Random(1).randbytes(300_000)
     incoming = arrive(folder, content)
     assert folder.keep(incoming, ["usb/a.png"]) == "usb/a.png"
+    assert (tmp_path / "usb/a.png").stat().st_ino in synced
     incoming.discard(undo=False)
     assert files_below(tmp_path) == {"usb/a.png"}
     assert (tmp_path / "usb/a.png").read_bytes() == content
@@ -3991,6 +4011,45 @@ def test_files_come_to_another_disk_below_the_root_and_go_from_there(tmp_path, m
     with folder.removing(["usb/a.png"]):
         pass
     assert files_below(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "size", "has_room"), [(100, 7, True), (100, 8, False), (0, 8, True)]
+)
+def test_a_file_has_room_where_the_reserve_stays_free_or_nothing_is_told_of_the_disk(
+    monkeypatch, blocks, size, has_room
+):
+    disk = types.SimpleNamespace(f_blocks=blocks, f_frsize=1, f_bavail=10)
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: disk)
+    with contextlib.nullcontext() if has_room else pytest.raises(OSError, match="No space left"):
+        ms.need_room(0, size, 3)
+
+
+def test_a_system_without_proc_tells_of_no_mount_points(monkeypatch):
+    def read_bytes(path: Path) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    assert ms.mounts_below("/")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert ms.mounts_below("/") == frozenset()
+
+
+def test_a_folder_that_is_another_one_now_takes_no_file_before_its_root_is_known(tmp_path):
+    root = tmp_path / "images"
+    folder = ms.Folder("images", root, make=True, buffers=ms.WriteBuffers(), is_new=lambda: False)
+    (root / ".incoming").mkdir(parents=True)
+    with folder.resolve("in/a.png", make=True):
+        root.rename(tmp_path / "away")
+    (root / "in").mkdir(parents=True)
+    with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        folder.resolve("in/b.png", make=True)
+
+
+@pytest.mark.parametrize("shares", [{b"proc"}, {b"nfs4"}])
+def test_a_share_is_told_by_the_type_of_its_file_system(monkeypatch, shares):
+    monkeypatch.setattr(ms, "REMOTE_FILE_SYSTEMS", shares)
+    is_remote = ms.is_remote.__wrapped__(os.stat("/proc").st_dev)
+    assert is_remote is (b"proc" in shares)
 
 
 def test_two_requests_cannot_go_on_with_one_file(tmp_path):
@@ -4385,6 +4444,33 @@ def test_the_token_of_a_session_goes_along_and_is_signed(no_waits):
 def fake_bucket(folder: Path, store: FakeStore) -> Any:
     place = ms.S3Place("bucket", "")
     return ms.Bucket("images", folder, place, store.client, buffers=ms.WriteBuffers(), make=True)
+
+
+def test_a_store_that_ends_a_connection_while_it_is_made_is_away(no_waits, monkeypatch):
+    def connect(connection: http.client.HTTPConnection) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    client = ms.S3Client("http://127.0.0.1:9", ms.Signer(*S3_KEYS, "us-east-1"))
+    with pytest.raises(ms.Unavailable):
+        client.call(S3_GET)
+
+
+def test_an_object_is_sent_when_its_note_is_durable(no_waits, tmp_path, monkeypatch):
+    synced, sent = note_synced(monkeypatch), list[str]()
+
+    def send(incoming: ms.Incoming, name: str, *_: object) -> None:
+        notes = [path for path in tmp_path.rglob("*") if path.name.endswith(ms.NOTE)]
+        assert [path.stat().st_ino in synced for path in notes] == [True]
+        sent.append(name)
+
+    with FakeStore(s3_answer("404 Not Found")) as store:
+        bucket = fake_bucket(tmp_path, store)
+        monkeypatch.setattr(bucket, "_send", send)
+        incoming = arrive(bucket, b"content")
+        assert bucket.keep(incoming, ["a.png"]) == "a.png"
+        incoming.discard(undo=False)
+    assert sent == ["a.png"]
 
 
 def test_a_whole_object_in_a_ranges_place_is_not_taken_for_it(no_waits, tmp_path):
@@ -5008,6 +5094,7 @@ def test_a_profile_for_other_colours_than_the_picture_has_is_passed_over(
     [
         ("png", b"", b"gAMA" + struct.pack(">I", 100_000), 100, 168),  # linear
         ("png", b"", b"gAMA" + struct.pack(">I", 45_455), 100, 100),
+        ("png", b"", b"cICP\x0c\x0d\0\1", 100, 100),  # Display P3, with the curve of sRGB
         ("png", b"", b"cICP\x09\x10\0\1", 148, 249),  # graphics white of PQ and HLG
         ("png", b"", b"cICP\x09\x12\0\1", 191, 249),
         ("png", b"", b"cICP\x09\x12\0\1", 128, 153),
@@ -6040,6 +6127,12 @@ def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     scanning.scanner._renew_facts()
     noted = scanning.index.get_meta("facts version")
     assert noted == (ms.FACTS_VERSION if problem == "one is gone" else "1")
+
+
+def test_a_folder_that_was_never_there_has_no_files_to_be_read_again(scanning):
+    scanning.path.rmdir()
+    scanning.scanner._renew_facts()
+    assert scanning.index.get_meta("facts version") == ms.FACTS_VERSION
 
 
 @pytest.mark.parametrize("look", [ms.Folder.is_there, lambda folder: not folder.is_missing()])
@@ -7654,6 +7747,27 @@ def test_what_comes_of_a_body_earns_time_for_the_rest(bare_server, monkeypatch):
         assert wait_until(lambda: body.due - due) == pytest.approx(DEADLINE)
         raw.send(bytes(10))
         assert raw.answer().status == 200
+
+
+def test_a_body_that_is_on_its_way_at_a_stop_is_taken_and_answered(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "LAST_REQUEST_SECONDS", 0)
+    with Raw(bare_server) as raw:
+        raw.send(post("/a", 5) + b"he")
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        bare_server.stop()
+        bare_server.wake()
+        wait_until(lambda: bare_server.socket.fileno() < 0)
+        raw.send(b"llo")
+        assert raw.answer().body == b"/ahello"
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_who_sends_a_body_at_once_is_not_told_to_go_on(bare_server, count):
+    with Raw(bare_server) as raw:
+        raw.send(post("/a", 5, "Expect: 100-continue") + b"hello"[:count])
+        raw.send(b"hello"[count:])
+        answer = raw.answer()
+        assert (answer.status, answer.body) == (200, b"/ahello")
 
 
 @pytest.mark.parametrize("most", ["client", "all"])
@@ -10102,7 +10216,13 @@ def test_thumbnails_of_private_pictures_lie_apart(start):
     assert running.get(path, **READER).status == 200
     assert running.get(path).status == 404
     assert running.get(f"/thumbnail/{public}").status == 200
-    assert [p.stem for p in (running.storage / ".thumbnails").glob("*.png")] == [public]
+    thumbnails = running.storage / ".thumbnails"
+    assert [p.stem for p in thumbnails.glob("*.png")] == [public]
+    running.stop()
+    (thumbnails / f"{sha256(private)}.png").write_bytes(b"public, as it was before")
+    running = start()
+    assert [p.stem for p in thumbnails.glob("*.png")] == [public]
+    assert running.get(path, **READER).status == 200
 
 
 def png_size(content: bytes) -> tuple[int, int]:
@@ -10465,6 +10585,13 @@ def test_puts_of_one_name_at_once_overwrite_nothing(server):
     assert {answer.status for answer in made} == {201}
     for answer, content in zip(made, contents, strict=True):
         assert (server.storage / answer.json["file_path"]).read_bytes() == content
+
+
+def test_a_list_may_be_kept_by_who_asks_with_its_etag_and_other_json_by_nobody(server):
+    kept, other = server.get("/list"), server.get("/health")
+    assert "no-store" not in str(kept.headers["Cache-Control"])
+    assert server.get("/list", If_None_Match=kept.headers["ETag"]).status == 304
+    assert other.headers["Cache-Control"] == "no-store"
 
 
 def test_closed_reads_are_answered_for_no_shared_cache(read_closed):
@@ -17127,9 +17254,8 @@ def test_verify_tells_how_far_it_is_in_one_line_of_a_terminal_or_in_plain_ones(
     monkeypatch.setattr(ms, "PROGRESS_SECONDS" if is_terminal else "LINE_SECONDS", 0)
     terminal, own = os.openpty()
     with open(own, "w", encoding="utf-8") as screen:
-        if is_terminal:
-            monkeypatch.setattr(sys, "stderr", screen)
-        run_here("verify", running.storage)
+        with contextlib.redirect_stderr(screen if is_terminal else sys.stderr):
+            run_here("verify", running.storage)
         said = capsys.readouterr().err
         print("end", file=screen, flush=True)
         while is_terminal and not said.endswith("end\r\n"):
@@ -17535,6 +17661,7 @@ def test_a_copy_of_the_index_knows_nothing_of_one_that_was_there(tmp_path):
             copy.set_meta("word", "of a copy that was killed")
             left = (tmp_path / "copy-wal").read_bytes()
         (tmp_path / "copy-wal").write_bytes(left)
+        (tmp_path / "copy.new").write_bytes(b"begun")
         index.copy_to(tmp_path / "copy")
     with contextlib.closing(ms.Index(tmp_path / "copy")) as copy:
         assert copy.get_meta("word") == "old"
