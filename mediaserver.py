@@ -11018,7 +11018,9 @@ class RouteTable:
                 segments = path.strip("/").split("/")
                 shape = tuple(segment.startswith("{") for segment in segments)
                 alike = self._table.setdefault((len(segments), segments[0]), {})
-                methods = alike.setdefault((shape, compile_path(path, item.patterns)), {})
+                typed = {field.name: "[^/]+" for field in item.parameters}  # which are parsed
+                pattern = compile_path(path, {**typed, **item.patterns})
+                methods = alike.setdefault((shape, pattern), {})
                 methods.setdefault(item.method, item)
                 if not any(shape):
                     choice = self._literal.setdefault(path.removesuffix("/"), {})

@@ -13037,7 +13037,7 @@ def test_a_query_that_does_not_parse_is_422_as_fastapi_words_it(entities, query,
 @pytest.mark.parametrize("tail", ["", "/versions", "/file"])
 def test_an_id_that_does_not_parse_is_422_as_fastapi_words_it(entities, tail):
     expected = problem("path", "id", INTEGER, "int_parsing")
-    assert entities.get(f"abc{tail}", 422) == expected
+    assert [entities.get(f"{id}{tail}", 422) for id in ("abc", "1%00")] == [expected] * 2
 
 
 @pytest.mark.parametrize(
